@@ -1,0 +1,1 @@
+"""Shells around mmengine's Runner: the hooks and what they put into checkpoints."""

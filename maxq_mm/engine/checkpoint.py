@@ -1,0 +1,118 @@
+"""Checkpoints that any mmdet tool can use, and that training can resume from.
+
+``state_dict`` holds effective weights under the usual keys. Beside it, ``maxq`` holds::
+
+    version         1
+    dense_fraction  of the ramp when it was written
+    layers          {module name: settings of its mask}
+    raw             {state-dict key: raw weight}
+
+A folded checkpoint carries ``version`` and ``layers`` under the same key, and nothing else.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ..nn.layers import STORED_EFFECTIVE, STORED_KEY
+from ..nn.sparsify import SparsityHandle
+
+KEY = 'maxq'
+VERSION = 1
+# What a checkpoint for inference consists of.
+_INFERENCE_KEYS = ('meta', 'state_dict')
+
+
+@torch.no_grad()
+def store_effective(checkpoint: dict, handle: SparsityHandle) -> None:
+    """Put effective weights into ``checkpoint['state_dict']`` and the raw ones beside it.
+
+    They are computed from the state dict's own weights (averaged ones under EMA), on the layers'
+    device, so that validation and the checkpoint agree to the last bit.
+    """
+    state = checkpoint['state_dict']
+    raw = {}
+    for name, layer in handle.layers.items():
+        key = f'{name}.weight'
+        raw[key] = state[key]
+        state[key] = layer.apply_mask(raw[key].to(layer.weight.device)).to(raw[key].device)
+        state._metadata[name][STORED_KEY] = STORED_EFFECTIVE
+    checkpoint[KEY] = dict(
+        version=VERSION, dense_fraction=handle.dense_fraction, raw=raw,
+        layers={name: layer.settings.as_dict() for name, layer in handle.layers.items()})
+
+
+def raw_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
+    """Raw weights by state-dict key; empty for a checkpoint without any.
+
+    Raises:
+        ValueError: written by a newer version, or of another layout.
+    """
+    return _maxq(checkpoint).get('raw', {})
+
+
+def layer_patterns(checkpoint: dict) -> dict[str, str]:
+    """Pattern by module name, of a training or a folded checkpoint; empty for any other.
+
+    Raises:
+        ValueError: written by a newer version, or of another layout.
+    """
+    layers = _maxq(checkpoint).get('layers', {})
+    return {name: settings['pattern'] for name, settings in layers.items()}
+
+
+def _maxq(checkpoint: dict) -> dict:
+    maxq = checkpoint.get(KEY, {})
+    if not isinstance(maxq, dict) or maxq.get('version', VERSION) != VERSION:
+        raise ValueError(f"the checkpoint's {KEY!r} part is not of version {VERSION}")
+    return maxq
+
+
+def fold_checkpoint(checkpoint: dict) -> dict:
+    """What inference needs of a checkpoint: effective weights, meta, and the layers' patterns.
+
+    Raises:
+        ValueError: no MaxQ checkpoint.
+    """
+    layers = _maxq(checkpoint).get('layers')
+    if not layers:
+        raise ValueError(f'no MaxQ checkpoint: it has no {KEY!r} part')
+    folded = {key: checkpoint[key] for key in _INFERENCE_KEYS if key in checkpoint}
+    return {**folded, KEY: dict(version=VERSION, layers=layers)}
+
+
+def load_file(path: str | Path) -> dict:
+    """Read a checkpoint with torch's safe loader, onto the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, cut short, or holding what the safe loader refuses.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint not found: {path}')
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises many kinds, from pickle to zip
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f'not a readable checkpoint: {path} ({reason})') from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'not a checkpoint: {path} holds a {type(checkpoint).__name__}')
+    return checkpoint
+
+
+def save_file(checkpoint: dict, path: str | Path) -> None:
+    """Write beside ``path``, then rename: what stood there is replaced whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            torch.save(checkpoint, file)
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,140 @@
+"""The hook that brings MaxQ into a Runner's training."""
+
+from collections.abc import Mapping, Sequence
+
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from ..functional.masks import AXES, satisfies
+from ..functional.ramp import Ramp
+from ..nn.layers import MaskSettings, MaxQLayer
+from ..nn.report import table
+from ..nn.select import check_selection, select
+from ..nn.sparsify import SparsityHandle, check_training, sparsify
+from .checkpoint import raw_weights, store_effective
+
+
+def _plain_model(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _is_training(runner: Runner) -> bool:
+    """Whether the Runner trains: it has built its optimizer then, and not for a test."""
+    return isinstance(runner.optim_wrapper, (OptimWrapper, OptimWrapperDict))
+
+
+@HOOKS.register_module()
+class MaxQHook(Hook):
+    """Train the chosen layers to N:M; write ordinary checkpoints; test what is stored.
+
+    The arguments are those of :func:`maxq_mm.sparsify`. Priority LOW: after EMA has put the
+    averaged weights into a checkpoint.
+
+    Raises:
+        ValueError: a bad argument, named with its value; before any training also names that
+            match no layer, a model without a layer that can be sparse, and a ramp that would
+            not be over when training is.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, pattern: str, include: Sequence[str] = ('backbone',),
+                 exclude: Sequence[str] = (), overrides: Mapping | None = None,
+                 ramp: dict | None = None, axes: Sequence[str] = AXES, temperature: float = 1e-2,
+                 decay: float = 2e-4, order: str = 'smallest', fixed: bool = False) -> None:
+        self.ramp = Ramp.parse(ramp)
+        check_training(self.ramp, decay, fixed)
+        MaskSettings(pattern, axes, temperature, order, fixed)
+        check_selection(pattern, include, exclude, overrides)
+        self.layers = dict(pattern=pattern, include=include, exclude=exclude, overrides=overrides)
+        self.training = dict(ramp=self.ramp, axes=axes, temperature=temperature, decay=decay,
+                             order=order, fixed=fixed)
+        self.handle: SparsityHandle | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Turn the loaded model sparse and join its optimizers."""
+        self._check_runner(runner)
+        self.handle = sparsify(_plain_model(runner), **self.layers, **self.training)
+        wrapper = runner.optim_wrapper
+        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else (wrapper,)
+        for one in wrappers:
+            self.handle.attach(one.optimizer)
+        self._set_progress(runner)
+        runner.logger.info(_summary(self.handle))
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self.ramp.by_epoch:
+            self._set_progress(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        if not self.ramp.by_epoch:
+            self._set_progress(runner)
+        scalars = {'train/maxq/dense_fraction': self.handle.dense_fraction,
+                   'train/maxq/sparsity': self.handle.sparsity}
+        runner.message_hub.update_scalars(scalars)
+
+    def before_val(self, runner: Runner) -> None:
+        if self.handle is None:
+            self._use_as_stored(runner)
+
+    def before_test(self, runner: Runner) -> None:
+        if self.handle is None:
+            self._use_as_stored(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self.handle is not None:
+            store_effective(checkpoint, self.handle)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Go on from the raw weights, where the checkpoint has them; a test keeps what it got."""
+        raw = raw_weights(checkpoint) if _is_training(runner) else {}
+        if not raw:
+            return
+        ema = next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
+        resumes_ema = ema is not None and runner._resume and 'ema_state_dict' in checkpoint
+        if not resumes_ema:
+            checkpoint['state_dict'].update(raw)
+        if ema is not None:  # it ran before this hook and took the effective weights for its own
+            averaged = dict(ema.ema_model.module.named_parameters())
+            for key, weight in raw.items():
+                averaged[key].data.copy_(weight)
+
+    def _set_progress(self, runner: Runner) -> None:
+        self.handle.set_progress(runner.epoch if self.ramp.by_epoch else runner.iter)
+
+    def _check_runner(self, runner: Runner) -> None:
+        unit, total = (('epoch', runner.max_epochs) if self.ramp.by_epoch else
+                       ('iteration', runner.max_iters))
+        left = self.ramp(total - 1)
+        if left > 0:
+            raise ValueError(
+                f'ramp end={self.ramp.end} is too late: in {unit} {total - 1}, the last of {total}'
+                f', {left:.1%} of the blocks would still be dense')
+        if runner.cfg.get('efficient_conv_bn_eval') is not None:
+            raise ValueError('efficient_conv_bn_eval is set: it reads convolution weights past '
+                             'their masks and cannot be used with MaxQHook')
+
+    def _use_as_stored(self, runner: Runner) -> None:
+        model = _plain_model(runner)
+        for module in model.modules():
+            if isinstance(module, MaxQLayer):
+                module.as_stored = True
+        sparse = select(model, **self.layers).sparse
+        done = sum(satisfies(model.get_submodule(name).weight, pattern)
+                   for name, pattern in sparse.items())
+        log = runner.logger.info if done == len(sparse) else runner.logger.warning
+        log(f'MaxQ: {done} of {len(sparse)} sparse layers satisfy their pattern; '
+            'the weights are tested as stored')
+
+
+def _summary(handle: SparsityHandle) -> str:
+    """What is sparse, what stays dense and why, as one table."""
+    rows = [(name, 'x'.join(map(str, layer.weight.shape)), str(layer.settings.pattern))
+            for name, layer in handle.layers.items()]
+    rows += [(name, '', f'dense: {reason}') for name, reason in handle.skipped.items()]
+    return (f'MaxQ: {len(handle.layers)} sparse layers, {len(handle.skipped)} left dense\n'
+            + table(('layer', 'weight', 'pattern'), rows))

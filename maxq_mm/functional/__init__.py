@@ -1,0 +1,1 @@
+"""Pure functions on tensors: patterns, masks, the ramp. They need torch only."""

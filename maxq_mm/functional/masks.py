@@ -1,0 +1,186 @@
+"""Keep masks and soft masks of MaxQ.
+
+Source: MaxQ (arXiv 2312.07061), sections 3.2 and 3.3; decay and straight-through from SR-STE
+(arXiv 2102.04010) live with the layers. Deviations from the reference implementation: N = M is
+dense instead of NaN, kernels of any size, ties always broken by position.
+
+Shapes: weight ``(O, I, *K)``; B blocks of M as in :mod:`.pattern`; the filter axis ranks rows of
+I * prod(K) weights, the kernel axis rows of O * I weights, one row a kernel position.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .pattern import Pattern, from_blocks, to_blocks
+
+AXES = ('filter', 'kernel')
+ORDERS = ('smallest', 'largest', 'random')
+# Up to this M, ranks by pairwise comparison beat a sort of every block.
+_MAX_PAIRWISE_M = 32
+
+
+def check_axes(axes: Sequence[str]) -> tuple[str, ...]:
+    """The axes as a tuple.
+
+    Raises:
+        ValueError: a string instead of a sequence, an unknown or a repeated axis.
+    """
+    if isinstance(axes, str) or not isinstance(axes, Sequence):
+        raise ValueError(f'axes must be a sequence out of {AXES}, got {axes!r}')
+    for axis in axes:
+        if axis not in AXES or list(axes).count(axis) > 1:
+            raise ValueError(f'axes must be distinct and out of {AXES}, got {tuple(axes)!r}')
+    return tuple(axes)
+
+
+def check_order(order: str) -> str:
+    """Raises ValueError if ``order`` is not one of ORDERS."""
+    if order not in ORDERS:
+        raise ValueError(f'order must be one of {ORDERS}, got {order!r}')
+    return order
+
+
+def check_temperature(temperature: float) -> float:
+    """Raises ValueError if ``temperature`` is not a positive finite number."""
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise ValueError(f'temperature must be a positive number, got {temperature!r}')
+    return float(temperature)
+
+
+def _split_smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Split every row of ``values`` ``(R, C)`` into its k smallest and the rest, 0 < k < C.
+
+    Returns a bool ``(R, C)`` that marks the k smallest (of equal values the first ones) and the
+    threshold ``(R, 1)`` half way between the k-th and the (k+1)-th smallest.
+    """
+    kth = values.kthvalue(k, dim=1, keepdim=True).values
+    small = values <= kth
+    surplus = small.sum(dim=1, keepdim=True) - k
+    following = values.masked_fill(small, math.inf).amin(dim=1, keepdim=True)
+    following = torch.where(surplus > 0, kth, following)
+    if bool((surplus > 0).any()):
+        tied = values == kth
+        room = tied.sum(dim=1, keepdim=True) - surplus
+        small &= ~tied | (tied.cumsum(dim=1) <= room)
+    return small, (kth + following) / 2
+
+
+def _keep_in_blocks(magnitude: Tensor, pattern: Pattern) -> Tensor:
+    """Bool ``(B, M)``: the N largest of every block of ``magnitude`` ``(B, M)``."""
+    n, m = pattern
+    if m > _MAX_PAIRWISE_M:
+        order = magnitude.argsort(dim=1, stable=True)
+        keep = torch.zeros_like(magnitude, dtype=torch.bool)
+        return keep.scatter_(1, order[:, m - n:], True)
+    columns = magnitude.t().contiguous()
+    rank = torch.zeros(columns.shape, dtype=torch.uint8, device=columns.device)
+    for j in range(1, m):
+        before = columns[:j] <= columns[j]  # the earlier of two equals ranks lower
+        rank[j] += before.sum(dim=0, dtype=torch.uint8)
+        rank[:j] += ~before
+    return (rank >= m - n).t()
+
+
+def dense_count(fraction: float, blocks: int) -> int:
+    """How many of ``blocks`` stay dense at a dense fraction in [0, 1]: rounded down."""
+    return math.floor(fraction * blocks)
+
+
+def _dense_blocks(magnitude: Tensor, fraction: float, order: str) -> Tensor | None:
+    """Bool ``(B, 1)``: which blocks of ``magnitude`` ``(B, M)`` stay dense; None for none."""
+    total = len(magnitude)
+    count = dense_count(fraction, total)
+    if count == 0:
+        return None
+    if count == total:
+        return torch.ones(total, 1, dtype=torch.bool, device=magnitude.device)
+    if order == 'random':
+        # One fixed ranking: a block that has turned N:M stays so, on every rank and after a resume.
+        generator = torch.Generator().manual_seed(total)
+        score = torch.randperm(total, generator=generator).to(magnitude)
+    else:
+        score = magnitude.sum(dim=1)
+    small, _ = _split_smallest((-score if order == 'largest' else score)[None], count)
+    return small.t()
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 <= fraction <= 1:
+        raise ValueError(f'dense_fraction must be in [0, 1], got {fraction!r}')
+
+
+@torch.no_grad()
+def keep_mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.,
+              order: str = 'smallest') -> Tensor:
+    """The N:M choice: bool like ``weight`` ``(O, I, *K)``, True where a weight is kept.
+
+    Every block keeps exactly its N largest magnitudes, of equal ones the last. Then
+    floor(dense_fraction * B) blocks are kept whole: those with the smallest L1 norm, the largest,
+    or a fixed random choice, by ``order``. MaxQ section 3.4.
+
+    Raises:
+        ValueError: bad pattern or order, a fraction outside [0, 1], I no multiple of M.
+    """
+    pattern = Pattern.parse(pattern)
+    check_order(order)
+    _check_fraction(dense_fraction)
+    magnitude = to_blocks(weight.abs(), pattern.m)
+    keep = _keep_in_blocks(magnitude, pattern)
+    dense = _dense_blocks(magnitude, dense_fraction, order)
+    if dense is not None:
+        keep = keep | dense
+    return from_blocks(keep, weight.shape).contiguous()
+
+
+def _query(rows: Tensor, pattern: Pattern, temperature: float) -> Tensor:
+    """Importance in [0, 1) of every entry of ``rows`` ``(R, C)`` of magnitudes, ranked in its row.
+
+    MaxQ equation 5: a sigmoid around the magnitude that N/M of the row exceeds; 0 below it.
+    """
+    small, threshold = _split_smallest(rows, pattern.smallest(rows.shape[1]))
+    return ((rows - threshold) / temperature).sigmoid_().masked_fill_(small, 0)
+
+
+@torch.no_grad()
+def soft_mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.,
+              axes: Sequence[str] = AXES, temperature: float = 1e-2,
+              order: str = 'smallest') -> Tensor:
+    """Keep mask times (1 + sum of queries): like ``weight`` ``(O, I, *K)``, 0 or in [1, 3).
+
+    ``axes`` names the queries: ``'filter'`` ranks a weight within its filter, ``'kernel'`` within
+    its kernel position (only where there is more than one). N = M gives ones. MaxQ section 3.3.
+
+    Raises:
+        ValueError: as :func:`keep_mask`; unknown axes; a temperature that is not positive.
+    """
+    pattern = Pattern.parse(pattern)
+    axes = check_axes(axes)
+    check_temperature(temperature)
+    keep = keep_mask(weight, pattern, dense_fraction, order)
+    mask = torch.ones_like(weight, memory_format=torch.contiguous_format)
+    if not pattern.is_dense:
+        magnitude = weight.abs()
+        o, i, *kernel = weight.shape
+        positions = math.prod(kernel)
+        if 'filter' in axes:
+            query = _query(magnitude.reshape(o, -1), pattern, temperature)
+            mask += query.view_as(weight)
+        if 'kernel' in axes and positions > 1:
+            rows = magnitude.reshape(o * i, positions).t().contiguous()
+            mask += _query(rows, pattern, temperature).t().reshape(weight.shape)
+    return mask.mul_(keep)
+
+
+@torch.no_grad()
+def satisfies(weight: Tensor, pattern: str | Pattern) -> bool:
+    """True when no block of ``weight`` ``(O, I, *K)`` has more than N non-zeros.
+
+    Raises:
+        ValueError: bad pattern, or I no multiple of M.
+    """
+    pattern = Pattern.parse(pattern)
+    nonzeros = to_blocks(weight != 0, pattern.m).sum(dim=1)
+    return bool((nonzeros <= pattern.n).all())

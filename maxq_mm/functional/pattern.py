@@ -1,0 +1,65 @@
+"""N:M patterns and the order of their blocks.
+
+Shapes: a weight is ``(O, I, *K)`` with O output channels, I input channels and kernel axes K
+(none for a linear layer); a pattern groups I into blocks of M; B = O * prod(K) * I / M.
+"""
+
+import re
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Pattern(NamedTuple):
+    """N weights kept of every M consecutive input channels."""
+
+    n: int
+    m: int
+
+    @classmethod
+    def parse(cls, text: 'str | Pattern') -> 'Pattern':
+        """Read ``'2:4'`` (a ``Pattern`` passes through).
+
+        Raises:
+            ValueError: not two whole numbers N:M with 1 <= N <= M.
+        """
+        if isinstance(text, cls):
+            return text
+        match = re.fullmatch(r'([0-9]+):([0-9]+)', text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f"pattern must be a string 'N:M' such as '2:4', got {text!r}")
+        n, m = int(match[1]), int(match[2])
+        if not 1 <= n <= m:
+            raise ValueError(f'pattern N:M needs 1 <= N <= M, got {text!r}')
+        return cls(n, m)
+
+    @property
+    def is_dense(self) -> bool:
+        """N = M keeps everything."""
+        return self.n == self.m
+
+    def smallest(self, count: int) -> int:
+        """How many of ``count`` weights the pattern leaves out: floor((M - N) / M * count)."""
+        return (self.m - self.n) * count // self.m
+
+    def __str__(self) -> str:
+        return f'{self.n}:{self.m}'
+
+
+def to_blocks(weight: Tensor, m: int) -> Tensor:
+    """Weight ``(O, I, *K)`` as rows of blocks ``(B, M)``, input channels innermost.
+
+    Raises:
+        ValueError: fewer than two axes, or I is no multiple of ``m``.
+    """
+    if weight.ndim < 2 or weight.shape[1] == 0 or weight.shape[1] % m:
+        raise ValueError(
+            f'weight of shape {tuple(weight.shape)} has no blocks of {m} along axis 1: '
+            'its input channels must be a positive multiple of M')
+    return weight.movedim(1, -1).reshape(-1, m)
+
+
+def from_blocks(blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Inverse of :func:`to_blocks` for a weight of the given ``(O, I, *K)`` shape."""
+    o, i, *kernel = shape
+    return blocks.reshape(o, *kernel, i).movedim(-1, 1)

@@ -1,0 +1,1 @@
+"""Modules and model surgery: layers, sparsify, fold, report."""

@@ -1,0 +1,219 @@
+"""Convolution and linear layers whose forward pass sees the effective weight.
+
+The parameter ``weight`` ``(O, I, *K)`` stays the raw one; the effective weight is derived from it,
+kept until the raw weight changes, and is no part of the state dict.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..functional.masks import (AXES, check_axes, check_order, check_temperature, dense_count,
+                                keep_mask, soft_mask)
+from ..functional.pattern import Pattern
+from ..functional.straight_through import StraightThrough
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """What a layer's mask is made with; see :func:`maxq_mm.soft_mask`.
+
+    ``fixed``: the keep mask is chosen once, from the weights of that moment, and its gradient is
+    masked (ASP, arXiv 2104.08378) instead of straight-through.
+
+    Raises:
+        ValueError: a bad value, named.
+    """
+
+    pattern: Pattern | str
+    axes: Sequence[str] = AXES
+    temperature: float = 1e-2
+    order: str = 'smallest'
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'pattern', Pattern.parse(self.pattern))
+        object.__setattr__(self, 'axes', check_axes(self.axes))
+        object.__setattr__(self, 'temperature', check_temperature(self.temperature))
+        check_order(self.order)
+        if not isinstance(self.fixed, bool):
+            raise ValueError(f'fixed must be True or False, got {self.fixed!r}')
+
+    def as_dict(self) -> dict:
+        """Plain values, as they go into a checkpoint."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**values, 'pattern': str(self.pattern), 'axes': list(self.axes)}
+
+
+def structural_reason(module: nn.Module, pattern: Pattern) -> str | None:
+    """Why a conv or linear layer's shape admits no ``pattern``; None if it does."""
+    if getattr(module, 'groups', 1) != 1:
+        return f'grouped ({module.groups} groups)'
+    channels = module.weight.shape[1]
+    if channels % pattern.m:
+        return f'{channels} input channels, not divisible by {pattern.m}'
+    return None
+
+
+class MaxQLayer(nn.Module):
+    """What the two layers share: the raw weight's mask and when it is computed anew.
+
+    A layer whose shape admits no pattern (``dense_reason`` says why) acts as a dense one.
+    """
+
+    dense_type: type[nn.Module]
+
+    def _init_maxq(self, settings: MaskSettings) -> None:
+        self.settings = settings
+        self.dense_reason = structural_reason(self, settings.pattern)
+        self.dense_fraction = 0.0
+        # True: ``weight`` holds effective values already (a loaded checkpoint), until trained.
+        self.as_stored = False
+        self._keep: Tensor | None = None
+        self._effective: Tensor | None = None
+        self._source: tuple | None = None
+
+    @classmethod
+    def from_dense(cls, module: nn.Module, settings: MaskSettings) -> 'MaxQLayer':
+        """Turn a dense layer in place: the same module and parameters, with a mask."""
+        module.__class__ = cls
+        module._init_maxq(settings)
+        return module
+
+    @torch.no_grad()
+    def to_dense(self) -> nn.Module:
+        """Turn back in place, the effective weight stored as the plain one."""
+        self.weight.copy_(self.effective)
+        self.__class__ = self.dense_type
+        for name in ('settings', 'dense_reason', 'dense_fraction', 'as_stored', '_keep',
+                     '_effective', '_source'):
+            delattr(self, name)
+        return self
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.dense_reason is None
+
+    @property
+    def zeros(self) -> int:
+        """How many weights the mask prunes at the present dense fraction."""
+        if not self.is_sparse:
+            return 0
+        n, m = self.settings.pattern
+        blocks = self.weight.numel() // m
+        dense = 0 if self.settings.fixed else dense_count(self.dense_fraction, blocks)
+        return (blocks - dense) * (m - n)
+
+    def apply_mask(self, weight: Tensor) -> Tensor:
+        """Effective weight of any raw ``weight`` shaped like this layer's, without gradient."""
+        if not self.is_sparse:
+            return weight.detach()
+        settings = self.settings
+        if settings.fixed:
+            return weight.detach() * self._keep.to(weight.device)
+        mask = soft_mask(weight, settings.pattern, self.dense_fraction, settings.axes,
+                         settings.temperature, settings.order)
+        return mask.mul_(weight.detach())
+
+    @property
+    def effective(self) -> Tensor:
+        """The effective weight, without gradient; computed anew only if the raw one changed."""
+        if not self.is_sparse or (self.as_stored and not self.training):
+            return self.weight.detach()
+        source = (self.weight._version, self.weight.data_ptr(), self.dense_fraction)
+        if self._effective is None or source != self._source:
+            self.refresh()
+        return self._effective
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Compute the effective weight from the raw one now."""
+        if not self.is_sparse:
+            return
+        with torch.inference_mode(False):  # the result must stay usable in training
+            if self.settings.fixed and self._keep is None:
+                self._keep = keep_mask(self.weight, self.settings.pattern)
+                # Pruned weights stay exactly 0, so that the mask can be found again from them.
+                self.weight.mul_(self._keep)
+            if self._keep is not None:
+                self._keep = self._keep.to(self.weight.device)
+            self._effective = None  # never two copies at once
+            self._effective = self.apply_mask(self.weight)
+        self._source = (self.weight._version, self.weight.data_ptr(), self.dense_fraction)
+
+    def invalidate(self) -> None:
+        """The raw weight may have changed where torch could not see it (``.data``)."""
+        self._source = None
+
+    def train(self, mode: bool = True):
+        if mode != self.training:
+            self.invalidate()
+        return super().train(mode)
+
+    def _weight_for_forward(self) -> Tensor:
+        if self.training:
+            self.as_stored = False
+        if not self.is_sparse or self.as_stored:
+            return self.weight
+        effective = self.effective
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return effective
+        return StraightThrough.apply(self.weight, effective, self._keep)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        self.as_stored = local_metadata.get(STORED_KEY) == STORED_EFFECTIVE
+        self.invalidate()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, '_effective': None, '_source': None}
+
+    def extra_repr(self) -> str:
+        note = f'pattern={self.settings.pattern}' if self.is_sparse else f'dense: {self.dense_reason}'
+        return f'{super().extra_repr()}, {note}'
+
+
+# In the metadata that a state dict carries for each module: which of the two weights it holds.
+STORED_KEY, STORED_EFFECTIVE = 'maxq', 'effective'
+
+
+@MODELS.register_module()
+class MaxQConv2d(MaxQLayer, nn.Conv2d):
+    """``nn.Conv2d`` with an N:M weight ``(O, I, Kh, Kw)``; takes its arguments and the mask's.
+
+    Raises:
+        ValueError: a bad pattern, axis, temperature or order.
+    """
+
+    dense_type = nn.Conv2d
+
+    def __init__(self, *args, pattern: str, axes: Sequence[str] = AXES, temperature: float = 1e-2,
+                 order: str = 'smallest', fixed: bool = False, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._init_maxq(MaskSettings(pattern, axes, temperature, order, fixed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self._weight_for_forward(), self.bias)
+
+
+@MODELS.register_module()
+class MaxQLinear(MaxQLayer, nn.Linear):
+    """``nn.Linear`` with an N:M weight ``(O, I)``; takes its arguments and the mask's.
+
+    Raises:
+        ValueError: a bad pattern, axis, temperature or order.
+    """
+
+    dense_type = nn.Linear
+
+    def __init__(self, *args, pattern: str, axes: Sequence[str] = AXES, temperature: float = 1e-2,
+                 order: str = 'smallest', fixed: bool = False, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._init_maxq(MaskSettings(pattern, axes, temperature, order, fixed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._weight_for_forward(), self.bias)

@@ -1,0 +1,139 @@
+"""What N:M sparsity a model has, layer by layer."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from ..functional.masks import satisfies
+from ..functional.pattern import Pattern
+from .layers import MaxQLayer
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer; ``kept`` in [0, 1] is the share of non-zeros, MACs are None without an input."""
+
+    name: str
+    shape: tuple[int, ...]
+    pattern: str
+    kept: float
+    satisfied: bool
+    weights: int
+    macs: int | None
+    macs_kept: int | None
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """All sparse layers of a model, in its order; the totals speak of these layers alone."""
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def satisfied(self) -> int:
+        """How many layers satisfy their pattern."""
+        return sum(layer.satisfied for layer in self.layers)
+
+    @property
+    def weights(self) -> int:
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def kept(self) -> float:
+        """Share of non-zero weights, in [0, 1]."""
+        return sum(layer.kept * layer.weights for layer in self.layers) / self.weights
+
+    @property
+    def macs(self) -> int | None:
+        return _total(layer.macs for layer in self.layers)
+
+    @property
+    def macs_kept(self) -> int | None:
+        return _total(layer.macs_kept for layer in self.layers)
+
+    def as_dict(self) -> dict:
+        """Plain values: the layers and the totals."""
+        totals = {name: getattr(self, name)
+                  for name in ('satisfied', 'weights', 'kept', 'macs', 'macs_kept')}
+        return {'layers': [asdict(layer) for layer in self.layers], 'totals': totals}
+
+    def __str__(self) -> str:
+        rows = [(r.name, ' x '.join(map(str, r.shape)), r.pattern, f'{r.kept:.2%}',
+                 'yes' if r.satisfied else 'NO', _millions(r.macs), _millions(r.macs_kept))
+                for r in self.layers]
+        rows.append((f'total: {len(self.layers)} layers', f'{self.weights:,} weights', '',
+                     f'{self.kept:.2%}', f'{self.satisfied}/{len(self.layers)}',
+                     _millions(self.macs), _millions(self.macs_kept)))
+        head = ('layer', 'shape', 'pattern', 'kept', 'satisfied', 'MMACs', 'MMACs kept')
+        keep = len(head) if self.macs is not None else len(head) - 2
+        return table(head[:keep], [row[:keep] for row in rows])
+
+
+def _total(values: Iterable[int | None]) -> int | None:
+    values = list(values)
+    return None if None in values else sum(values)
+
+
+def _millions(value: int | None) -> str:
+    return '' if value is None else f'{value / 1e6:,.2f}'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A plain text table, columns as wide as they need."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(*head, box=box.SIMPLE)
+    for row in rows:
+        grid.add_row(*row)
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    console.print(grid, markup=False)
+    return '\n'.join(line.rstrip() for line in console.file.getvalue().splitlines() if line.strip())
+
+
+def _macs(model: nn.Module, inputs: tuple | torch.Tensor) -> Mapping[str, int]:
+    from mmengine.analysis import FlopAnalyzer
+
+    with torch.no_grad():
+        analyzer = FlopAnalyzer(model, inputs)
+        analyzer.unsupported_ops_warnings(False)
+        analyzer.uncalled_modules_warnings(False)
+        return analyzer.by_module()
+
+
+def report(model: nn.Module, inputs: tuple | torch.Tensor | None = None,
+           patterns: Mapping[str, str] | None = None) -> SparsityReport:
+    """Kept share and pattern of every sparse layer, as the forward pass sees its weight.
+
+    ``patterns`` names the layers and their patterns in a model that is folded; without it, the
+    MaxQ layers are looked at. MACs are counted by mmengine's analyzer when ``inputs``, the
+    arguments of ``model``'s forward, are given.
+
+    Raises:
+        ValueError: no MaxQ layer and no ``patterns``, or a pattern for a layer that is not there.
+    """
+    modules = dict(model.named_modules())
+    if patterns is None:
+        patterns = {name: str(module.settings.pattern) for name, module in modules.items()
+                    if isinstance(module, MaxQLayer) and module.is_sparse}
+        if not patterns:
+            raise ValueError('the model has no MaxQ layers: give patterns for a folded one')
+    macs = {} if inputs is None else _macs(model, inputs)
+    rows = []
+    for name, text in patterns.items():
+        if name not in modules:
+            raise ValueError(f'patterns has {name!r}, which is no layer of the model')
+        module = modules[name]
+        weight = module.effective if isinstance(module, MaxQLayer) else module.weight.detach()
+        nonzero = int(torch.count_nonzero(weight))
+        dense = None if inputs is None else int(macs.get(name, 0))
+        rows.append(LayerReport(
+            name=name, shape=tuple(weight.shape), pattern=str(Pattern.parse(text)),
+            kept=nonzero / weight.numel(), satisfied=satisfies(weight, text),
+            weights=weight.numel(), macs=dense,
+            macs_kept=None if dense is None else round(dense * nonzero / weight.numel())))
+    return SparsityReport(tuple(rows))

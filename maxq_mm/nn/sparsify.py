@@ -1,0 +1,120 @@
+"""Turn a model's layers sparse in place, and steer them through training."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ..functional.masks import AXES
+from ..functional.pattern import Pattern
+from ..functional.ramp import Ramp
+from .layers import MaskSettings, MaxQLayer
+from .select import select, sparse_type
+
+
+class SparsityHandle:
+    """The sparse layers of one model, and what drives them in training.
+
+    Attributes:
+        layers: sparse layer by module name.
+        skipped: reason by name of each layer left dense.
+        ramp: the gradual schedule.
+        decay: lambda of SR-STE (arXiv 2102.04010, equation 8), the pull on pruned weights.
+    """
+
+    def __init__(self, layers: dict[str, MaxQLayer], skipped: dict[str, str], ramp: Ramp,
+                 decay: float) -> None:
+        self.layers, self.skipped = layers, skipped
+        self.ramp, self.decay = ramp, decay
+        self.set_progress(0)
+
+    def set_progress(self, step: float) -> None:
+        """Move the ramp to an epoch or an iteration, in the unit of its begin and end."""
+        for layer in self.layers.values():
+            layer.dense_fraction = self.ramp(step)
+
+    @property
+    def dense_fraction(self) -> float:
+        """Share of blocks, in [0, 1], that the ramp leaves dense at present."""
+        return next(iter(self.layers.values())).dense_fraction
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the sparse layers' weights, in [0, 1], that the masks prune at present."""
+        weights = sum(layer.weight.numel() for layer in self.layers.values())
+        return sum(layer.zeros for layer in self.layers.values()) / weights
+
+    def refresh(self) -> None:
+        """Compute all effective weights now (layers do it by themselves when they run)."""
+        for layer in self.layers.values():
+            layer.refresh()
+
+    def attach(self, optimizer: Optimizer) -> tuple[RemovableHandle, RemovableHandle]:
+        """Let every step of ``optimizer`` pull the pruned weights to zero.
+
+        decay * weight is added to the gradient of each pruned weight that ``optimizer`` trains,
+        inside its ``step``: after unscaling, all-reduce, accumulation and clipping. Returns the
+        handles that take this back.
+        """
+        trained = {id(p) for group in optimizer.param_groups for p in group['params']}
+        layers = [layer for layer in self.layers.values() if id(layer.weight) in trained]
+
+        @torch.no_grad()
+        def add_decay(*_) -> None:
+            for layer in layers:
+                grad = layer.weight.grad
+                if self.decay and grad is not None and isinstance(layer, MaxQLayer):
+                    pruned = layer.effective == 0  # a raw 0 is not moved either way
+                    grad.addcmul_(layer.weight, pruned.to(grad.dtype), value=self.decay)
+
+        def invalidate(*_) -> None:
+            for layer in layers:
+                if isinstance(layer, MaxQLayer):
+                    layer.invalidate()
+
+        return (optimizer.register_step_pre_hook(add_decay),
+                optimizer.register_step_post_hook(invalidate))
+
+
+def check_training(ramp: Ramp, decay: float, fixed: bool) -> None:
+    """Raises ValueError for a decay that is no finite number >= 0, or a ramp of a fixed mask."""
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < math.inf:
+        raise ValueError(f'decay must be a number >= 0, got {decay!r}')
+    if fixed and ramp.begin != ramp.end:
+        raise ValueError(f'fixed=True takes no ramp (the mask is chosen once), got {ramp}')
+
+
+def sparsify(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = (),
+             exclude: Sequence[str] = (), overrides: Mapping | None = None,
+             ramp: dict | Ramp | None = None, axes: Sequence[str] = AXES,
+             temperature: float = 1e-2, decay: float = 2e-4, order: str = 'smallest',
+             fixed: bool = False) -> SparsityHandle:
+    """Make the chosen layers of ``model`` N:M sparse, in place (MaxQ, arXiv 2312.07061).
+
+    Parameters keep their identity, values and names; from now on the forward pass uses the
+    effective weights. See :func:`maxq_mm.nn.select.select` for ``include``, ``exclude`` and
+    ``overrides``, :func:`maxq_mm.soft_mask` for ``axes``, ``temperature`` and ``order``,
+    :func:`maxq_mm.dense_fraction` for ``ramp`` (``dict(type, begin, end, by_epoch)``), and
+    :class:`.layers.MaskSettings` for ``fixed``. Layers built as MaxQ layers keep their settings.
+
+    Raises:
+        ValueError: a bad argument, named with its value; no layer that can be sparse.
+    """
+    ramp = Ramp.parse(ramp)
+    check_training(ramp, decay, fixed)
+    MaskSettings(pattern, axes, temperature, order, fixed)
+    selection = select(model, pattern, include, exclude, overrides)
+    layers = {}
+    for name, layer_pattern in selection.sparse.items():
+        module = model.get_submodule(name)
+        if not isinstance(module, MaxQLayer):
+            settings = MaskSettings(layer_pattern, axes, temperature, order, fixed)
+            module = sparse_type(module).from_dense(module, settings)
+        module.as_stored = False
+        layers[name] = module
+    handle = SparsityHandle(layers, selection.skipped, ramp, decay)
+    handle.refresh()
+    return handle
