@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .pattern import Pattern, from_blocks, to_blocks
+from .selection import split_smallest
 
 AXES = ('filter', 'kernel')
 ORDERS = ('smallest', 'largest', 'random')
@@ -48,24 +49,6 @@ def check_temperature(temperature: float) -> float:
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise ValueError(f'temperature must be a positive number, got {temperature!r}')
     return float(temperature)
-
-
-def _split_smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Split every row of ``values`` ``(R, C)`` into its k smallest and the rest, 0 < k < C.
-
-    Returns a bool ``(R, C)`` that marks the k smallest (of equal values the first ones) and the
-    threshold ``(R, 1)`` half way between the k-th and the (k+1)-th smallest.
-    """
-    kth = values.kthvalue(k, dim=1, keepdim=True).values
-    small = values <= kth
-    surplus = small.sum(dim=1, keepdim=True) - k
-    following = values.masked_fill(small, math.inf).amin(dim=1, keepdim=True)
-    following = torch.where(surplus > 0, kth, following)
-    if bool((surplus > 0).any()):
-        tied = values == kth
-        room = tied.sum(dim=1, keepdim=True) - surplus
-        small &= ~tied | (tied.cumsum(dim=1) <= room)
-    return small, (kth + following) / 2
 
 
 def _keep_in_blocks(magnitude: Tensor, pattern: Pattern) -> Tensor:
@@ -103,8 +86,8 @@ def _dense_blocks(magnitude: Tensor, fraction: float, order: str) -> Tensor | No
         score = torch.randperm(total, generator=generator).to(magnitude)
     else:
         score = magnitude.sum(dim=1)
-    small, _ = _split_smallest((-score if order == 'largest' else score)[None], count)
-    return small.t()
+    n_m, _ = split_smallest((-score if order == 'largest' else score)[None], count)
+    return ~n_m.t()
 
 
 def _check_fraction(fraction: float) -> None:
@@ -140,8 +123,8 @@ def _query(rows: Tensor, pattern: Pattern, temperature: float) -> Tensor:
 
     MaxQ equation 5: a sigmoid around the magnitude that N/M of the row exceeds; 0 below it.
     """
-    small, threshold = _split_smallest(rows, pattern.smallest(rows.shape[1]))
-    return ((rows - threshold) / temperature).sigmoid_().masked_fill_(small, 0)
+    important, threshold = split_smallest(rows, pattern.smallest(rows.shape[1]))
+    return (rows - threshold).div_(temperature).sigmoid_().mul_(important)
 
 
 @torch.no_grad()

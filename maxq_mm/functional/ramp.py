@@ -36,7 +36,7 @@ def dense_fraction(step: float, begin: float, end: float, type: str = 'linear') 
         ValueError: unknown ``type`` (linear, cubic, cosine, exponential), a negative ``begin``,
             or ``begin > end``.
     """
-    if type not in _CURVES:
+    if not isinstance(type, str) or type not in _CURVES:
         raise ValueError(f'ramp type must be one of {sorted(_CURVES)}, got {type!r}')
     if not 0 <= begin <= end:
         raise ValueError(f'ramp needs 0 <= begin <= end, got begin={begin}, end={end}')

@@ -129,12 +129,12 @@ class MaxQLayer(nn.Module):
             self.refresh()
         return self._effective
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Compute the effective weight from the raw one now."""
         if not self.is_sparse:
             return
-        with torch.inference_mode(False):  # the result must stay usable in training
+        # Outside inference mode, so that training can use the result, too.
+        with torch.inference_mode(False), torch.no_grad():
             if self.settings.fixed and self._keep is None:
                 self._keep = keep_mask(self.weight, self.settings.pattern)
                 # Pruned weights stay exactly 0, so that the mask can be found again from them.

@@ -1,0 +1,51 @@
+"""Fixtures that tests of several layers share."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / 'tools'), str(ROOT / 'tests')]
+
+
+class Golden:
+    """What the method's reference implementation computed."""
+
+    def __init__(self, path: Path) -> None:
+        self.arrays = dict(np.load(path, allow_pickle=False))
+        meta = json.loads(str(self.arrays['meta']))
+        self.masks = [case for case in meta if 'run' not in case]
+        self.runs = {case['run']: case for case in meta if 'run' in case}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[name])
+
+    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): torch.from_numpy(array)
+                for name, array in self.arrays.items() if name.startswith(prefix)}
+
+
+@pytest.fixture(scope='session')
+def golden() -> Golden:
+    return Golden(ROOT / 'tests/data/maxq_golden.npz')
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory) -> Path:
+    """A small sample data set: 8 training and 4 validation images of 64 pixels."""
+    import make_shapes
+
+    root = tmp_path_factory.mktemp('data') / 'shapes'
+    make_shapes.make(root, train=8, val=4, size=64, seed=0)
+    return root

@@ -1,0 +1,91 @@
+import pytest
+from mmcv.cnn.bricks.wrappers import Conv2d as WrappedConv2d
+from mmcv.cnn.bricks.wrappers import Linear as WrappedLinear
+from torch import nn
+
+from maxq_mm.functional.pattern import Pattern
+from maxq_mm.nn.select import select
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Net(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.ModuleDict(dict(
+            stem=nn.Conv2d(3, 16, 7), conv=nn.Conv2d(16, 32, 3, bias=False),
+            grouped=nn.Conv2d(32, 32, 3, groups=4), norm=nn.BatchNorm2d(32),
+            frozen=nn.Conv2d(32, 32, 1).requires_grad_(False), own=Scaled(32, 32, 1),
+            wrapped=WrappedConv2d(32, 32, 1)))
+        self.head = nn.ModuleDict(dict(
+            attention=nn.MultiheadAttention(32, 4), fc=nn.Linear(32, 8),
+            wrapped=WrappedLinear(32, 8), transposed=nn.ConvTranspose2d(32, 8, 2),
+            embedding=nn.Embedding(10, 32)))
+
+
+def test_every_layer_is_sparse_or_has_a_reason():
+    selection = select(Net(), '2:4')
+    assert selection.sparse == dict.fromkeys(
+        ['backbone.conv', 'backbone.wrapped', 'head.fc', 'head.wrapped'], Pattern(2, 4))
+    expected = {
+        'backbone.stem': '3 input channels, not divisible by 4',
+        'backbone.grouped': 'grouped (4 groups)',
+        'backbone.frozen': 'frozen',
+        'backbone.own': 'Scaled computes with its weight in its own way',
+        'head.attention': 'in-projection of attention, no layer of its own',
+        'head.attention.out_proj':
+            'NonDynamicallyQuantizableLinear computes with its weight in its own way',
+        'head.transposed': 'ConvTranspose2d computes with its weight in its own way',
+        'head.embedding': 'Embedding computes with its weight in its own way',
+    }
+    assert selection.skipped == expected
+
+
+def test_include_and_exclude_are_module_prefixes():
+    selection = select(Net(), '2:4', include=('backbone', 'head.fc'), exclude=('backbone.wrapped', ))
+    assert list(selection.sparse) == ['backbone.conv', 'head.fc']
+    assert selection.skipped['head.wrapped'] == 'not in include'
+    assert selection.skipped['backbone.wrapped'] == 'in exclude'
+    with pytest.raises(ValueError, match="'back'"):  # a name, not a string prefix
+        select(Net(), '2:4', include=('back', ))
+
+
+def test_overrides_take_the_first_match():
+    selection = select(Net(), '2:4', overrides={r'\.conv$': '1:16', 'backbone': None,
+                                                'head': '1:4'})
+    assert selection.sparse == {'backbone.conv': (1, 16), 'head.fc': (1, 4),
+                                'head.wrapped': (1, 4)}
+    assert selection.skipped['backbone.wrapped'] == 'dense by overrides'
+
+
+@pytest.mark.parametrize(('arguments', 'named'), [
+    (dict(include=('backbon', )), ["include has 'backbon'", 'are backbone']),
+    (dict(exclude=('head.fcs', )), ["exclude has 'head.fcs'", 'head.fc']),
+    (dict(overrides={r'backbone\.layer4': '1:4'}), ['overrides has', 'layer4', 'backbone.']),
+    (dict(include=('backbone', ), overrides={'head': '1:4'}), ["overrides has 'head'"]),
+    (dict(overrides={'backbone': '5:4'}), ["overrides['backbone']", '5:4']),
+    (dict(overrides={'(': '1:4'}), ["overrides key '('"]),
+    (dict(overrides=['backbone']), ['overrides', "['backbone']"]),
+    (dict(include='backbone'), ["include", "'backbone'"]),
+    (dict(include=(3, )), ['include', '3']),
+    (dict(pattern='1:7'), ['no layer can be 1:7', 'not divisible by 7']),
+    (dict(include=('backbone.grouped', )), ['no layer can be 2:4', 'grouped']),
+])
+def test_bad_arguments(arguments, named):
+    with pytest.raises(ValueError) as error:
+        select(Net(), **{'pattern': '2:4', **arguments})
+    assert all(text in str(error.value) for text in named), error.value
+
+
+def test_a_model_without_layers():
+    with pytest.raises(ValueError, match='no layers'):
+        select(nn.ReLU(), '2:4')
+
+
+def test_shared_module_is_one_layer():
+    layer = nn.Linear(8, 8)
+    assert list(select(nn.ModuleList([layer, layer]), '2:4').sparse) == ['0']

@@ -1,0 +1,169 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from maxq_mm import fold, keep_mask, satisfies, soft_mask, sparsify
+
+
+class GoldenNet(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(16, 32, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(32)
+        self.conv2 = nn.Conv2d(32, 32, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(32)
+        self.fc = nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x)).relu()
+        return self.fc(self.bn2(self.conv2(x)).relu().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize('run', ['maxq', 'srste'])
+def test_golden_run(golden, run):
+    settings = golden.runs[run]
+    model = GoldenNet().double()
+    model.load_state_dict(golden.tensors(f'{run}.init.'), strict=False)
+    axes = ('filter', 'kernel') if run == 'maxq' else ()
+    ramp = dict(type='linear', begin=settings['ramp_start'], end=settings['ramp_end'])
+    pattern = f'{settings["n"]}:{settings["m"]}'
+    handle = sparsify(model, pattern, include=('conv1', 'conv2'), ramp=ramp, axes=axes,
+                      decay=settings['decay'])
+    optimizer = torch.optim.SGD(model.parameters(), lr=settings['lr'],
+                                momentum=settings['momentum'],
+                                weight_decay=settings['weight_decay'])
+    handle.attach(optimizer)
+    inputs, labels = golden.tensor(f'{run}.x'), golden.tensor(f'{run}.y')
+    losses = []
+    for epoch in range(settings['epochs']):
+        handle.set_progress(epoch)
+        for x, y in zip(inputs[epoch], labels[epoch], strict=True):
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses == pytest.approx(golden.tensor(f'{run}.loss').tolist(), rel=0, abs=1e-9)
+    state = model.state_dict()
+    for name, weight in golden.tensors(f'{run}.final.').items():
+        assert torch.allclose(state[name], weight, rtol=0, atol=1e-9), name
+    for name, mask in golden.tensors(f'{run}.mask.').items():
+        layer = handle.layers[name]
+        assert torch.allclose(layer.effective, mask * state[f'{name}.weight'], rtol=0, atol=1e-9)
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1),
+                         nn.Flatten(), nn.Linear(256, 8))
+
+
+def test_turns_layers_in_place(model):
+    modules, parameters = list(model), list(model.parameters())
+    weights = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 8, 4, 4)
+    handle = sparsify(model, '2:4', overrides={'2': '1:4'})
+    assert list(model) == modules
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
+    assert list(handle.layers) == ['0', '2', '4']
+    assert [str(layer.settings.pattern) for layer in handle.layers.values()] == ['2:4', '1:4', '2:4']
+    masked = copy.deepcopy(model)
+    for name, pattern in (('0', '2:4'), ('2', '1:4'), ('4', '2:4')):
+        weight = weights[f'{name}.weight']
+        masked[int(name)].to_dense().weight.data = weight * soft_mask(weight, pattern)
+    assert torch.equal(model(x), masked(x))
+
+
+def test_progress_and_sparsity(model):
+    handle = sparsify(model, '1:4', ramp=dict(type='linear', begin=2, end=6))
+    for step, fraction in ((0, 1.), (3, 0.75), (6, 0.)):
+        handle.set_progress(step)
+        assert handle.dense_fraction == fraction
+        zeros = sum(int((layer.effective == 0).sum()) for layer in handle.layers.values())
+        weights = sum(layer.weight.numel() for layer in handle.layers.values())
+        assert handle.sparsity == zeros / weights
+    assert handle.sparsity == 0.75
+    assert all(satisfies(layer.effective, '1:4') for layer in handle.layers.values())
+
+
+def test_decay_pulls_pruned_weights_only(model):
+    handle = sparsify(model, '2:4', include=('0', ), decay=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    hooks = handle.attach(optimizer)
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    pruned = ~keep_mask(before[0], '2:4')
+    assert torch.allclose(model[0].weight, before[0] * (1 - 0.1 * pruned.float()))
+    assert all(torch.equal(a, b) for a, b in zip(before[1:], list(model.parameters())[1:],
+                                                 strict=True))
+    for hook in hooks:
+        hook.remove()
+    model.zero_grad()
+    model[0].weight.grad = torch.zeros_like(model[0].weight)
+    after = model[0].weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model[0].weight, after)
+
+
+def test_decay_uses_the_masks_of_the_forward_pass(model):
+    # at dense fraction 1 nothing is pruned, so nothing decays
+    handle = sparsify(model, '2:4', ramp=dict(type='linear', begin=5, end=9), decay=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    handle.attach(optimizer)
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_an_optimizer_that_writes_past_torchs_counters(model):
+    class Rude(torch.optim.Optimizer):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group['params']:
+                    p.data.mul_(-1)
+
+    handle = sparsify(model, '2:4', order='smallest')
+    optimizer = Rude(model.parameters(), {})
+    handle.attach(optimizer)
+    before = [layer.effective.clone() for layer in handle.layers.values()]
+    optimizer.step()
+    assert all(torch.equal(-a, layer.effective)
+               for a, layer in zip(before, handle.layers.values(), strict=True))
+
+
+def test_layers_built_sparse_keep_their_settings():
+    from maxq_mm import MaxQLinear
+    model = nn.Sequential(MaxQLinear(16, 16, pattern='1:8', axes=()), nn.Linear(16, 4))
+    handle = sparsify(model, '2:4', ramp=dict(type='linear', begin=0, end=2))
+    assert [str(layer.settings.pattern) for layer in handle.layers.values()] == ['1:8', '2:4']
+    assert handle.layers['0'].settings.axes == ()
+    assert handle.layers['0'].dense_fraction == 1
+
+
+def test_training_goes_on_after_fold(model):
+    handle = sparsify(model, '2:4')
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle.attach(optimizer)
+    fold(model)
+    model(torch.randn(2, 8, 4, 4)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(('arguments', 'named'), [
+    (dict(decay=-1), 'decay.*-1'), (dict(decay='x'), 'decay'), (dict(decay=float('inf')), 'decay'),
+    (dict(fixed=True, ramp=dict(begin=0, end=3)), 'fixed'), (dict(ramp=dict(end=-1)), 'end=-1'),
+    (dict(axes=('x', )), 'axes'), (dict(order='x'), 'order'), (dict(pattern='0:4'), '0:4'),
+])
+def test_bad_arguments_change_nothing(model, arguments, named):
+    with pytest.raises(ValueError, match=named):
+        sparsify(model, **{'pattern': '2:4', **arguments})
+    assert type(model[0]) is nn.Conv2d

@@ -1,0 +1,75 @@
+"""Draw detections beside ground truth, a few test images in one picture.
+
+    python tools/draw.py CONFIG CHECKPOINT OUT.png [--images 6]
+"""
+
+import argparse
+from pathlib import Path
+
+import cli
+import mmcv
+import numpy as np
+import torch
+from mmdet.apis import init_detector
+from mmdet.registry import DATASETS, VISUALIZERS
+from mmengine.dataset import pseudo_collate
+
+
+def tile(images: list[np.ndarray], columns: int) -> np.ndarray:
+    """Images ``(H, W, 3)``, padded with white to one size, row by row in one picture."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    cells = [mmcv.impad(image, shape=(height, width), pad_val=255) for image in images]
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
+    return np.vstack([np.hstack(cells[i:i + columns]) for i in range(0, len(cells), columns)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_config_arguments(parser)
+    parser.add_argument('checkpoint', type=Path, help='checkpoint file')
+    parser.add_argument('out', type=Path, help='picture to write')
+    parser.add_argument('--images', type=int, default=6, help='how many, from the first on')
+    parser.add_argument('--score', type=float, default=0.5, help='least score of a detection shown')
+    parser.add_argument('--scale', type=float, default=2.0, help='enlargement of each image')
+    parser.add_argument('--device', default='cpu')
+    args = parser.parse_args()
+
+    cfg = cli.read_config(args)
+    cli.check_data(cfg, 'test')
+    checkpoint = cli.read_checkpoint(args.checkpoint)
+    model = init_detector(cfg, str(args.checkpoint), device=args.device)
+    cli.check_fit(model, checkpoint, args.checkpoint)
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
+    visualizer.dataset_meta = dataset.metainfo
+
+    pairs = []
+    for index in range(min(args.images, len(dataset))):
+        with torch.no_grad():
+            sample = model.test_step(pseudo_collate([dataset[index]]))[0].cpu()
+        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        large = mmcv.imrescale(image, args.scale)
+        for instances in (sample.gt_instances, sample.pred_instances):
+            enlarge(instances, args.scale, large.shape[:2])
+        visualizer.add_datasample('sample', large, sample, pred_score_thr=args.score)
+        pairs.append(visualizer.get_image())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    mmcv.imwrite(mmcv.rgb2bgr(tile(pairs, columns=2)), str(args.out))
+    print(f'{args.out}: {len(pairs)} images, ground truth left, detections right')
+
+
+def enlarge(instances, scale: float, shape: tuple[int, int]) -> None:
+    """Scale the boxes and masks of ``instances`` in place to an image of ``shape``."""
+    boxes = instances.bboxes
+    instances.bboxes = torch.as_tensor(getattr(boxes, 'tensor', boxes)) * scale
+    if 'masks' in instances:
+        masks = instances.masks
+        if not isinstance(masks, torch.Tensor):
+            masks = torch.from_numpy(masks.to_ndarray())
+        instances.masks = torch.nn.functional.interpolate(
+            masks[None].float(), size=shape)[0].bool() if len(masks) else masks.new_zeros(
+                (0, *shape), dtype=torch.bool)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,52 @@
+"""Print what N:M sparsity a checkpoint has, layer by layer.
+
+    python tools/report.py CONFIG CHECKPOINT [--size H W]
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import cli
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from maxq_mm.engine.checkpoint import layer_patterns
+from maxq_mm.nn.report import report
+
+
+def inference_arguments(model: nn.Module, size: tuple[int, int]) -> tuple[torch.Tensor]:
+    """Make ``model``'s plain forward run on one image of ``size``, and return that image."""
+    sample = DetDataSample(metainfo=dict(
+        img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size,
+        scale_factor=(1.0, 1.0)))
+    model.forward = partial(model.forward, data_samples=[sample])
+    return (torch.zeros(1, 3, *size), )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_config_arguments(parser)
+    parser.add_argument('checkpoint', type=Path, help='checkpoint of MaxQ training, or folded')
+    parser.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'),
+                        help='also count multiply-accumulates on an image of this size')
+    args = parser.parse_args()
+
+    cfg = cli.read_config(args)
+    checkpoint = cli.read_checkpoint(args.checkpoint)
+    patterns = layer_patterns(checkpoint)
+    if not patterns:
+        raise cli.UsageError(f'{args.checkpoint}: no MaxQ checkpoint')
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    model = MODELS.build(cfg.model).eval()
+    cli.check_fit(model, checkpoint, args.checkpoint)
+    model.load_state_dict(checkpoint['state_dict'], strict=False)
+    inputs = inference_arguments(model, tuple(args.size)) if args.size else None
+    print(report(model, inputs, patterns))
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,44 @@
+"""Evaluate a checkpoint with the metrics of its config.
+
+    python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--out RESULTS.pkl] ...
+"""
+
+import argparse
+from pathlib import Path
+
+import cli
+from mmdet.evaluation import DumpDetResults
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_run_arguments(parser)
+    parser.add_argument('checkpoint', type=Path, help='checkpoint file')
+    parser.add_argument('--out', type=Path, metavar='RESULTS.pkl', help='write all predictions')
+    parser.add_argument('--show-dir', type=Path,
+                        help='write images of detections beside ground truth')
+    args = parser.parse_args()
+    if args.out is not None and args.out.suffix not in ('.pkl', '.pickle'):
+        raise cli.UsageError(f'--out must end with .pkl or .pickle, got {args.out}')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.prepare_run(args)
+    cli.check_data(cfg, 'test')
+    checkpoint = cli.read_checkpoint(args.checkpoint)
+    cfg.load_from = str(args.checkpoint)
+    cfg.resume = False
+    if args.show_dir is not None:
+        cfg.setdefault('default_hooks', {}).setdefault('visualization', {}).update(
+            type='DetVisualizationHook', draw=True, test_out_dir=str(args.show_dir.resolve()))
+    runner = cli.build_runner(cfg)
+    cli.check_fit(runner.model, checkpoint, args.checkpoint)
+    if args.out is not None:
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
+    runner.test()
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,50 @@
+"""Train a detector, with or without MaxQ.
+
+    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] ...
+"""
+
+import argparse
+
+import cli
+
+import maxq_mm  # noqa: F401  (dense runs resume on torch >= 2.6 through it, too)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_run_arguments(parser)
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='scale the learning rate with the batch size')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from a checkpoint; without one, from the last in the work dir')
+    return parser.parse_args()
+
+
+def apply(args: argparse.Namespace, cfg) -> None:
+    """Put train's own flags into the config."""
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise cli.UsageError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, '
+                                 f'which {args.config} does not set')
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.prepare_run(args)
+    apply(args, cfg)
+    cli.check_data(cfg, 'train', 'val')
+    if cfg.get('load_from') and '://' not in cfg.load_from:
+        cli.read_checkpoint(cfg.load_from)
+    cli.build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    cli.run(main)
