@@ -127,7 +127,7 @@ def select(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = ()
     eligible = [name for name in layers if not include or _within(name, include)]
     for regex, _ in parsed:
         if not any(regex.search(name) for name in eligible):
-            raise ValueError(f'overrides has {regex.pattern!r}, which matches no layer; '
+            raise ValueError(f"overrides has '{regex.pattern}', which matches no layer; "
                              + _nearest(regex.pattern.replace('\\', ''), eligible))
 
     sparse, skipped = {}, {}
