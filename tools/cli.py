@@ -57,10 +57,10 @@ def read_config(args: argparse.Namespace) -> Config:
         cfg = Config.fromfile(args.config)
     except Exception as error:  # a config is code and can fail in any way
         raise UsageError(f'not a readable config: {args.config} ({_first_line(error)})') from error
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     if args.data_root is not None:
         use_data_root(cfg, args.data_root)
+    if args.cfg_options:  # last, so that what is spelled out counts
+        cfg.merge_from_dict(args.cfg_options)
     return cfg
 
 
@@ -135,8 +135,9 @@ def use_data_root(cfg: Config, root: Path) -> None:
             dataset.metainfo = dict(classes=classes)
         evaluators = cfg.get(f'{split}_evaluator') or []
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            if evaluator.get('ann_file') and old:
-                evaluator.ann_file = str(root / Path(evaluator.ann_file).relative_to(old))
+            path = Path(evaluator.get('ann_file') or '')
+            if old is not None and path.is_relative_to(old):
+                evaluator.ann_file = str(root / path.relative_to(old))
     if classes is not None:
         _set_num_classes(cfg.model, len(classes))
 

@@ -2,7 +2,7 @@ import functools
 
 import pytest
 import torch
-from engine.runs import Classifier, make_runner
+from .runs import Classifier, make_runner
 from mmengine.hooks import EMAHook, Hook
 
 from maxq_mm import MaxQConv2d, MaxQHook, satisfies
@@ -189,7 +189,7 @@ def test_bad_arguments(arguments, named):
     (dict(ramp=dict(type='linear', begin=0, end=4)), 'end=4 is too late'),
     (dict(ramp=dict(type='cubic', end=17, by_epoch=False)), 'end=17 is too late.*iteration 15'),
     (dict(include=('backbon', )), "include has 'backbon'.*backbone"),
-    (dict(overrides={r'backbone\.7': '1:4'}), 'overrides has.*backbone.7.*nearest'),
+    (dict(overrides={r'backbone\.7': '1:4'}), r"overrides has 'backbone\\.7'.*nearest"),
     (dict(pattern='2:5'), 'no layer can be 2:5'),
 ])
 def test_bad_arguments_stop_the_run_before_any_training(tmp_path, arguments, named):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from reference import reference_keep_mask, reference_soft_mask
+from ..reference import reference_keep_mask, reference_soft_mask
 
 from maxq_mm import keep_mask, satisfies, soft_mask
 from maxq_mm.functional import masks
