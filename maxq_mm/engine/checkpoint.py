@@ -107,12 +107,13 @@ def save_file(checkpoint: dict, path: str | Path) -> None:
     """Write beside ``path``, then rename: what stood there is replaced whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    beside = Path(name)
     try:
         with os.fdopen(handle, 'wb') as file:
             torch.save(checkpoint, file)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
+        beside.chmod(0o644)
+        beside.replace(path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise

@@ -12,10 +12,21 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..functional.masks import (AXES, check_axes, check_order, check_temperature, dense_count,
-                                keep_mask, soft_mask)
+from ..functional.masks import (
+    AXES,
+    check_axes,
+    check_order,
+    check_temperature,
+    dense_count,
+    keep_mask,
+    soft_mask,
+)
 from ..functional.pattern import Pattern
 from ..functional.straight_through import StraightThrough
+
+
+# In the metadata that a state dict carries for each module: which of the two weights it holds.
+STORED_KEY, STORED_EFFECTIVE = 'maxq', 'effective'
 
 
 @dataclass(frozen=True)
@@ -62,10 +73,16 @@ def structural_reason(module: nn.Module, pattern: Pattern) -> str | None:
 class MaxQLayer(nn.Module):
     """What the two layers share: the raw weight's mask and when it is computed anew.
 
-    A layer whose shape admits no pattern (``dense_reason`` says why) acts as a dense one.
+    Constructed with the dense layer's arguments and those of :class:`MaskSettings`. A layer whose
+    shape admits no pattern (``dense_reason`` says why) acts as a dense one.
     """
 
     dense_type: type[nn.Module]
+
+    def __init__(self, *args, pattern: str, axes: Sequence[str] = AXES, temperature: float = 1e-2,
+                 order: str = 'smallest', fixed: bool = False, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._init_maxq(MaskSettings(pattern, axes, temperature, order, fixed))
 
     def _init_maxq(self, settings: MaskSettings) -> None:
         self.settings = settings
@@ -173,17 +190,13 @@ class MaxQLayer(nn.Module):
         return {**self.__dict__, '_effective': None, '_source': None}
 
     def extra_repr(self) -> str:
-        note = f'pattern={self.settings.pattern}' if self.is_sparse else f'dense: {self.dense_reason}'
-        return f'{super().extra_repr()}, {note}'
-
-
-# In the metadata that a state dict carries for each module: which of the two weights it holds.
-STORED_KEY, STORED_EFFECTIVE = 'maxq', 'effective'
+        dense = '' if self.is_sparse else f', dense={self.dense_reason!r}'
+        return f'{super().extra_repr()}, pattern={self.settings.pattern}{dense}'
 
 
 @MODELS.register_module()
 class MaxQConv2d(MaxQLayer, nn.Conv2d):
-    """``nn.Conv2d`` with an N:M weight ``(O, I, Kh, Kw)``; takes its arguments and the mask's.
+    """``nn.Conv2d`` with an N:M weight ``(O, I, Kh, Kw)``; takes the mask's arguments, too.
 
     Raises:
         ValueError: a bad pattern, axis, temperature or order.
@@ -191,29 +204,19 @@ class MaxQConv2d(MaxQLayer, nn.Conv2d):
 
     dense_type = nn.Conv2d
 
-    def __init__(self, *args, pattern: str, axes: Sequence[str] = AXES, temperature: float = 1e-2,
-                 order: str = 'smallest', fixed: bool = False, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self._init_maxq(MaskSettings(pattern, axes, temperature, order, fixed))
-
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self._weight_for_forward(), self.bias)
 
 
 @MODELS.register_module()
 class MaxQLinear(MaxQLayer, nn.Linear):
-    """``nn.Linear`` with an N:M weight ``(O, I)``; takes its arguments and the mask's.
+    """``nn.Linear`` with an N:M weight ``(O, I)``; takes the mask's arguments, too.
 
     Raises:
         ValueError: a bad pattern, axis, temperature or order.
     """
 
     dense_type = nn.Linear
-
-    def __init__(self, *args, pattern: str, axes: Sequence[str] = AXES, temperature: float = 1e-2,
-                 order: str = 'smallest', fixed: bool = False, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self._init_maxq(MaskSettings(pattern, axes, temperature, order, fixed))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self._weight_for_forward(), self.bias)

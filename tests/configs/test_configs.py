@@ -102,9 +102,11 @@ def test_one_step_of_each_family(name, coco, tmp_path):
     cfg.model.train_cfg.rcnn.sampler.num = 16
     cfg.custom_hooks[0].update(ramp=None)
     cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
-    cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None, work_dir=str(tmp_path),
+    cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None,
+               param_scheduler=None, work_dir=str(tmp_path),
                log_level='ERROR')
     runner = Runner.from_cfg(cfg)
+    runner.model.init_weights()
     before = {key: value.clone() for key, value in runner.model.state_dict().items()}
     runner.train()
     assert runner.iter == 1

@@ -2,11 +2,12 @@ import functools
 
 import pytest
 import torch
-from .runs import Classifier, make_runner
 from mmengine.hooks import EMAHook, Hook
 
 from maxq_mm import MaxQConv2d, MaxQHook, satisfies
 from maxq_mm.engine.checkpoint import load_file
+
+from .runs import Classifier, make_runner
 
 RAMP = dict(type='linear', begin=0, end=3)
 HOOKS = [dict(type='MaxQHook', pattern='2:4', ramp=RAMP), dict(type='ReseedHook')]

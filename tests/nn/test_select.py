@@ -46,7 +46,8 @@ def test_every_layer_is_sparse_or_has_a_reason():
 
 
 def test_include_and_exclude_are_module_prefixes():
-    selection = select(Net(), '2:4', include=('backbone', 'head.fc'), exclude=('backbone.wrapped', ))
+    selection = select(Net(), '2:4', include=('backbone', 'head.fc'),
+                       exclude=('backbone.wrapped', ))
     assert list(selection.sparse) == ['backbone.conv', 'head.fc']
     assert selection.skipped['head.wrapped'] == 'not in include'
     assert selection.skipped['backbone.wrapped'] == 'in exclude'

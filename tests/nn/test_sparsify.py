@@ -71,7 +71,8 @@ def test_turns_layers_in_place(model):
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
     assert list(handle.layers) == ['0', '2', '4']
-    assert [str(layer.settings.pattern) for layer in handle.layers.values()] == ['2:4', '1:4', '2:4']
+    patterns = [str(layer.settings.pattern) for layer in handle.layers.values()]
+    assert patterns == ['2:4', '1:4', '2:4']
     masked = copy.deepcopy(model)
     for name, pattern in (('0', '2:4'), ('2', '1:4'), ('4', '2:4')):
         weight = weights[f'{name}.weight']
