@@ -24,7 +24,6 @@ from ..functional.masks import (
 from ..functional.pattern import Pattern
 from ..functional.straight_through import StraightThrough
 
-
 # In the metadata that a state dict carries for each module: which of the two weights it holds.
 STORED_KEY, STORED_EFFECTIVE = 'maxq', 'effective'
 
