@@ -1,0 +1,28 @@
+import subprocess
+import sys
+
+import maxq_mm
+
+
+def test_imports_without_mmdet_and_mmcv():
+    code = ("import sys; sys.modules.update(mmdet=None, mmcv=None); import maxq_mm; "
+            "print(sorted(n for n in sys.modules if n.startswith('maxq_mm.')))")
+    result = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True,
+                            check=True)
+    assert 'maxq_mm.engine.maxq_hook' in result.stdout
+
+
+def test_pure_functions_need_torch_alone():
+    code = ("import sys, types; package = types.ModuleType('maxq_mm'); "
+            "package.__path__ = [sys.argv[1]]; "
+            "sys.modules.update(maxq_mm=package, mmengine=None, mmdet=None, mmcv=None); "
+            "import maxq_mm.functional.masks, maxq_mm.functional.ramp, "
+            "maxq_mm.functional.straight_through")
+    subprocess.run([sys.executable, '-c', code, maxq_mm.__path__[0]], check=True)
+
+
+def test_public_names():
+    assert all(hasattr(maxq_mm, name) for name in maxq_mm.__all__)
+    assert set(maxq_mm.__all__) == {
+        'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'ReseedHook', 'dense_fraction', 'fold', 'keep_mask',
+        'report', 'satisfies', 'soft_mask', 'sparsify'}
