@@ -19,6 +19,8 @@ quickstart: env
 	$(PYTHON) tools/test.py $(CONFIG) $(WORK)/folded.pth --work-dir $(WORK)/test
 	$(PYTHON) tools/report.py $(CONFIG) $(WORK)/folded.pth --size 128 128
 	$(PYTHON) tools/draw.py $(CONFIG) $(WORK)/folded.pth $(WORK)/detections.png
+	@echo "checkpoint: $(WORK)/folded.pth    picture: $(WORK)/detections.png"
+	@grep -hoE '(bbox|segm)_mAP_copypaste: [0-9.]+' "$$(ls -t $(WORK)/test/*/*.log | head -1)"
 
 test: env
 	$(PYTHON) -m pytest tests

@@ -24,6 +24,9 @@ def main() -> None:
     args = parser.parse_args()
 
     checkpoint = cli.read_checkpoint(args.checkpoint)
+    if args.out.exists() and args.out.samefile(args.checkpoint):
+        raise cli.UsageError(f'{args.out} is the checkpoint itself, and training resumes from it: '
+                             'give another file to write')
     try:
         folded = fold_checkpoint(checkpoint)
         patterns = layer_patterns(folded)
