@@ -3,17 +3,22 @@
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+import maxq_mm
 from maxq_mm.engine.checkpoint import load_file
 
 USAGE_ERROR = 2
+# What mmengine needs to resume; a folded checkpoint or a bare state dict does not have it.
+_RESUME_KEYS = ('meta', 'state_dict', 'message_hub', 'optimizer')
 
 
 class UsageError(Exception):
@@ -21,12 +26,48 @@ class UsageError(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool: a UsageError becomes one line on stderr and exit code 2."""
+    """Run a tool: a UsageError becomes one line on stderr and exit code 2.
+
+    So does a ValueError that maxq_mm raises itself: those are all about what a user gave.
+    """
     try:
         main()
     except UsageError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        _fail(error)
+    except ValueError as error:
+        # mmengine's registry raises errors of a constructor anew, with the original as context.
+        own = next((e for e in (error, error.__context__) if e and _raised_by_maxq(e)), None)
+        if own is None:
+            raise
+        _fail(own)
+
+
+def _fail(error: BaseException) -> None:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
+def _raised_by_maxq(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(maxq_mm.__path__[0])
+
+
+class _Options(DictAction):
+    """mmengine's KEY=VALUE pairs, with an error for what is none."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        unlike = next((value for value in values if '=' not in value), None)
+        if unlike is not None:
+            raise UsageError(f'{option_string} takes KEY=VALUE, got {unlike}')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +76,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data-root', type=Path,
                         help='use this COCO-format data set (the layout that the config names) '
                         'and its classes')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=_Options, metavar='KEY=VALUE',
                         help='override settings of the config')
 
 
@@ -57,10 +98,16 @@ def read_config(args: argparse.Namespace) -> Config:
         cfg = Config.fromfile(args.config)
     except Exception as error:  # a config is code and can fail in any way
         raise UsageError(f'not a readable config: {args.config} ({_first_line(error)})') from error
+    if 'model' not in cfg:
+        raise UsageError(f'not the config of a detector: {args.config} defines no model')
     if args.data_root is not None:
         use_data_root(cfg, args.data_root)
     if args.cfg_options:  # last, so that what is spelled out counts
-        cfg.merge_from_dict(args.cfg_options)
+        try:
+            cfg.merge_from_dict(args.cfg_options)
+        except (KeyError, TypeError, IndexError) as error:
+            raise UsageError(f'--cfg-options does not fit {args.config} '
+                             f'({_first_line(error)})') from error
     return cfg
 
 
@@ -88,15 +135,25 @@ def read_checkpoint(path: str | Path) -> dict:
         raise UsageError(str(error)) from error
 
 
+def check_resumable(checkpoint: dict, path: str | Path) -> None:
+    """UsageError unless training can go on from the checkpoint."""
+    missing = [key for key in _RESUME_KEYS if key not in checkpoint]
+    if missing:
+        raise UsageError(f'cannot resume from {path}: it has no {missing[0]}')
+
+
 def check_fit(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
-    """UsageError unless the checkpoint has every weight of the model, in its shape."""
+    """Load the checkpoint; UsageError unless it has every weight of the model, in its shape."""
+    model = model.module if is_model_wrapper(model) else model
     stored = checkpoint.get('state_dict', checkpoint)
     stored = {key.removeprefix('module.'): value for key, value in stored.items()}
-    wanted = {key: value for key, value in model.state_dict().items()
-              if not key.endswith('num_batches_tracked')}
-    missing = [key for key in wanted if key not in stored]
+    wanted = model.state_dict()
     unlike = [key for key, value in wanted.items() if key in stored
               and getattr(stored[key], 'shape', None) != value.shape]
+    fitting = {key: value for key, value in stored.items() if key not in unlike}
+    # Loading is what tells: some of mmdet's modules rename keys of older checkpoints then.
+    missing = [key for key in model.load_state_dict(fitting, strict=False).missing_keys
+               if key not in unlike and not key.endswith('num_batches_tracked')]
     problems = [f'{len(keys)} of {len(wanted)} weights {what}, such as {keys[0]}'
                 for keys, what in ((missing, 'missing'), (unlike, 'of another shape')) if keys]
     if problems:
@@ -123,23 +180,24 @@ def check_data(cfg: Config, *splits: str) -> None:
 
 def use_data_root(cfg: Config, root: Path) -> None:
     """Point every data set and metric of ``cfg`` to ``root``, and take over its classes."""
-    old = cfg.get('data_root')
+    old = Path(cfg.get('data_root') or '.')
     cfg.data_root = f'{root}/'
     classes = None
     for split in ('train', 'val', 'test'):
         for dataset in _datasets(cfg.get(f'{split}_dataloader')):
-            old = dataset.get('data_root', old)
+            old = Path(dataset.get('data_root') or old)
             dataset.data_root = cfg.data_root
             if classes is None:
                 classes = _read_classes(root / dataset.ann_file)
             dataset.metainfo = dict(classes=classes)
         evaluators = cfg.get(f'{split}_evaluator') or []
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            path = Path(evaluator.get('ann_file') or '')
-            if old is not None and path.is_relative_to(old):
-                evaluator.ann_file = str(root / path.relative_to(old))
-    if classes is not None:
-        _set_num_classes(cfg.model, len(classes))
+            for key in ('ann_file', 'seg_prefix'):
+                path = Path(evaluator.get(key) or '')
+                if evaluator.get(key) and path.is_relative_to(old):
+                    evaluator[key] = str(root / path.relative_to(old))
+    if classes is not None and not _set_num_classes(cfg.model, len(classes)):
+        raise UsageError(f'--data-root cannot tell a {cfg.model.get("type")} its number of classes')
 
 
 def _datasets(node: dict | list | None) -> Iterator[ConfigDict]:
@@ -164,15 +222,17 @@ def _read_classes(path: Path) -> tuple[str, ...]:
         raise UsageError(f'not COCO annotations: {path} ({_first_line(error)})') from error
 
 
-def _set_num_classes(node: dict | list, number: int) -> None:
+def _set_num_classes(node: dict | list, number: int) -> int:
+    """Set every ``num_classes`` below ``node``; returns how many there were."""
+    found = 0
     if isinstance(node, dict):
         if 'num_classes' in node:
             node['num_classes'] = number
-        for value in node.values():
-            _set_num_classes(value, number)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            _set_num_classes(value, number)
+            found += 1
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        found += sum(_set_num_classes(value, number) for value in node)
+    return found
 
 
 def _first_line(error: Exception) -> str:

@@ -28,11 +28,15 @@ def main() -> None:
     cli.add_config_arguments(parser)
     parser.add_argument('checkpoint', type=Path, help='checkpoint file')
     parser.add_argument('out', type=Path, help='picture to write')
-    parser.add_argument('--images', type=int, default=6, help='how many, from the first on')
+    parser.add_argument('--images', type=cli.positive, default=6, help='how many, from the first')
     parser.add_argument('--score', type=float, default=0.5, help='least score of a detection shown')
     parser.add_argument('--scale', type=float, default=2.0, help='enlargement of each image')
     parser.add_argument('--device', default='cpu')
     args = parser.parse_args()
+    if args.out.suffix not in ('.png', '.jpg', '.jpeg'):
+        raise cli.UsageError(f'OUT must end with .png or .jpg, got {args.out}')
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        raise cli.UsageError(f'--device {args.device}: no GPU found')
 
     cfg = cli.read_config(args)
     cli.check_data(cfg, 'test')

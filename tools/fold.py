@@ -40,8 +40,9 @@ def main() -> None:
             f'pattern, such as {open_layers[0]} ({patterns[open_layers[0]]})')
     try:
         save_file(folded, args.out)
-    except OSError as error:
-        raise cli.UsageError(f'cannot write {args.out}: {error.strerror or error}') from error
+    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+        reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
+        raise cli.UsageError(f'cannot write {args.out}: {reason}') from error
     sizes = [path.stat().st_size / 2**20 for path in (args.checkpoint, args.out)]
     print(f'{args.out}: {len(patterns) - len(open_layers)} of {len(patterns)} layers satisfy their '
           f'pattern, {sizes[0]:.1f} MiB -> {sizes[1]:.1f} MiB')

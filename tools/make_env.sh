@@ -10,11 +10,11 @@ wanted=$(cat constraints.txt setup.py tools/make_env.sh | cksum)
 
 python=$(command -v python3.11 || command -v python3) || {
     echo 'error: no python3 found; Python 3.11 is needed' >&2; exit 2; }
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-    echo "error: $python is older than Python 3.10" >&2; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
+    echo "error: constraints.txt is for Python 3.11, and $python is another" >&2; exit 2; }
 
 echo "setting up $venv"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 mmcv=$(grep '^mmcv==' constraints.txt)
 others=$venv/others.txt

@@ -110,8 +110,8 @@ def make(root: Path, train: int, val: int, size: int, seed: int) -> str:
     settings = dict(layout=LAYOUT, train=train, val=val, size=size, seed=seed)
     if stamp.is_file() and json.loads(stamp.read_text()) == settings:
         return f'{root}: already drawn'
-    if root.exists() and not stamp.is_file() and any(root.iterdir()):
-        raise FileExistsError(f'{root} is not empty and was not made by this tool')
+    if root.is_file() or root.is_dir() and not stamp.is_file() and any(root.iterdir()):
+        raise FileExistsError(f'{root} is there already, and was not made by this tool')
     beside = root.with_name(root.name + '.part')
     shutil.rmtree(beside, ignore_errors=True)
     counts = [make_split(beside, split, images, size, seed)
@@ -123,17 +123,24 @@ def make(root: Path, train: int, val: int, size: int, seed: int) -> str:
             f'{counts[0]} and {counts[1]} objects of {len(CLASSES)} classes, seed {seed}')
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('root', type=Path, help='folder to write')
-    parser.add_argument('--train', type=int, default=640, help='training images')
-    parser.add_argument('--val', type=int, default=100, help='validation images')
-    parser.add_argument('--size', type=int, default=128, help='pixels a side')
+    parser.add_argument('--train', type=positive, default=640, help='training images')
+    parser.add_argument('--val', type=positive, default=100, help='validation images')
+    parser.add_argument('--size', type=positive, default=128, help='pixels a side')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     try:
         print(make(args.root, args.train, args.val, args.size, args.seed))
-    except FileExistsError as error:
+    except OSError as error:
         parser.exit(2, f'error: {error}\n')
 
 

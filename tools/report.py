@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_config_arguments(parser)
     parser.add_argument('checkpoint', type=Path, help='checkpoint of MaxQ training, or folded')
-    parser.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'),
+    parser.add_argument('--size', nargs=2, type=cli.positive, metavar=('H', 'W'),
                         help='also count multiply-accumulates on an image of this size')
     args = parser.parse_args()
 

@@ -6,8 +6,7 @@
 import argparse
 
 import cli
-
-import maxq_mm  # noqa: F401  (dense runs resume on torch >= 2.6 through it, too)
+from mmengine.runner import find_latest_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,9 +30,12 @@ def apply(args: argparse.Namespace, cfg) -> None:
             raise cli.UsageError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, '
                                  f'which {args.config} does not set')
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
+    resume = args.resume
+    if resume == 'auto':  # a first start has nothing to resume, and goes on as without the flag
+        resume = find_latest_checkpoint(cfg.work_dir)
+    if resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = resume
 
 
 def main() -> None:
@@ -42,7 +44,9 @@ def main() -> None:
     apply(args, cfg)
     cli.check_data(cfg, 'train', 'val')
     if cfg.get('load_from') and '://' not in cfg.load_from:
-        cli.read_checkpoint(cfg.load_from)
+        checkpoint = cli.read_checkpoint(cfg.load_from)
+        if cfg.get('resume'):
+            cli.check_resumable(checkpoint, cfg.load_from)
     cli.build_runner(cfg).train()
 
 

@@ -34,14 +34,14 @@ def store_effective(checkpoint: dict, handle: SparsityHandle) -> None:
     """
     state = checkpoint['state_dict']
     raw = {}
-    for name, layer in handle.layers.items():
+    for name, layer in handle.names.items():
         key = f'{name}.weight'
         raw[key] = state[key]
         state[key] = layer.apply_mask(raw[key].to(layer.weight.device)).to(raw[key].device)
         state._metadata[name][STORED_KEY] = STORED_EFFECTIVE
     checkpoint[KEY] = dict(
         version=VERSION, dense_fraction=handle.dense_fraction, raw=raw,
-        layers={name: layer.settings.as_dict() for name, layer in handle.layers.items()})
+        layers={name: layer.settings.as_dict() for name, layer in handle.names.items()})
 
 
 def raw_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
@@ -93,8 +93,10 @@ def load_file(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint not found: {path}')
+    # torch < 2.6 cannot be told of mmengine's classes; there mmengine reads files like this, too.
+    safe = torch.__version__ >= '2.6'
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = torch.load(path, map_location='cpu', weights_only=safe)
     except Exception as error:  # torch raises many kinds, from pickle to zip
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f'not a readable checkpoint: {path} ({reason})') from error

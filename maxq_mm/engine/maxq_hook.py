@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from ..functional.masks import AXES, satisfies
 from ..functional.ramp import Ramp
@@ -22,9 +23,14 @@ def _plain_model(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-def _is_training(runner: Runner) -> bool:
-    """Whether the Runner trains: it has built its optimizer then, and not for a test."""
-    return isinstance(runner.optim_wrapper, (OptimWrapper, OptimWrapperDict))
+def _with_frozen_stages(runner: Runner) -> nn.Module:
+    """The model, as it trains: many backbones of mmdet freeze their stages in ``train()``."""
+    runner.model.train()
+    return _plain_model(runner)
+
+
+def _ema_hook(runner: Runner) -> EMAHook | None:
+    return next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
 
 
 @HOOKS.register_module()
@@ -54,11 +60,14 @@ class MaxQHook(Hook):
         self.training = dict(ramp=self.ramp, axes=axes, temperature=temperature, decay=decay,
                              order=order, fixed=fixed)
         self.handle: SparsityHandle | None = None
+        self._raw: dict[str, Tensor] = {}
+        self._raw_is_averaged = False
 
     def before_train(self, runner: Runner) -> None:
         """Turn the loaded model sparse and join its optimizers."""
         self._check_runner(runner)
-        self.handle = sparsify(_plain_model(runner), **self.layers, **self.training)
+        self._restore_raw(runner)
+        self.handle = sparsify(_with_frozen_stages(runner), **self.layers, **self.training)
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else (wrapper,)
         for one in wrappers:
@@ -85,23 +94,51 @@ class MaxQHook(Hook):
         if self.handle is None:
             self._use_as_stored(runner)
 
+    # EMA swaps the model's weights around these, where torch cannot see it.
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._invalidate()
+
+    def after_val_epoch(self, runner: Runner, metrics=None) -> None:
+        self._invalidate()
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._invalidate()
+
+    def after_test_epoch(self, runner: Runner, metrics=None) -> None:
+        self._invalidate()
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self.handle is not None:
             store_effective(checkpoint, self.handle)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Go on from the raw weights, where the checkpoint has them; a test keeps what it got."""
-        raw = raw_weights(checkpoint) if _is_training(runner) else {}
-        if not raw:
-            return
-        ema = next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
-        resumes_ema = ema is not None and runner._resume and 'ema_state_dict' in checkpoint
-        if not resumes_ema:
-            checkpoint['state_dict'].update(raw)
-        if ema is not None:  # it ran before this hook and took the effective weights for its own
-            averaged = dict(ema.ema_model.module.named_parameters())
-            for key, weight in raw.items():
-                averaged[key].data.copy_(weight)
+        """Keep the raw weights for a training that may follow; a test uses what it loads."""
+        self._raw = raw_weights(checkpoint)
+        # EMAHook ran before and has put the trained weights, which are raw, back in their place.
+        self._raw_is_averaged = (_ema_hook(runner) is not None and runner._resume
+                                 and 'ema_state_dict' in checkpoint)
+
+    @torch.no_grad()
+    def _restore_raw(self, runner: Runner) -> None:
+        """Go on from the raw weights of the checkpoint that was loaded, if it had any."""
+        targets = [] if self._raw_is_averaged else [_plain_model(runner)]
+        ema = _ema_hook(runner)
+        if ema is not None:
+            targets.append(ema.ema_model.module)
+        for target in targets:
+            state = target.state_dict()
+            unfit = [key for key, weight in self._raw.items()
+                     if key not in state or state[key].shape != weight.shape]
+            if unfit:
+                runner.logger.warning(f'MaxQ: {len(unfit)} raw weights of the checkpoint do not '
+                                      f'fit the model, such as {unfit[0]}')
+            for key in self._raw.keys() - set(unfit):
+                state[key].copy_(self._raw[key])
+        self._raw = {}
+
+    def _invalidate(self) -> None:
+        if self.handle is not None:
+            self.handle.invalidate()
 
     def _set_progress(self, runner: Runner) -> None:
         self.handle.set_progress(runner.epoch if self.ramp.by_epoch else runner.iter)
@@ -119,7 +156,7 @@ class MaxQHook(Hook):
                              'their masks and cannot be used with MaxQHook')
 
     def _use_as_stored(self, runner: Runner) -> None:
-        model = _plain_model(runner)
+        model = _with_frozen_stages(runner)
         for module in model.modules():
             if isinstance(module, MaxQLayer):
                 module.as_stored = True

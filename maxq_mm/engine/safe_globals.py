@@ -26,8 +26,8 @@ def _statistics_method(owner: type, name: str):
 
 def allow_mmengine_checkpoints() -> None:
     """Register mmengine's log history with ``torch.load(weights_only=True)``."""
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return  # torch < 2.5 has no such list; mmengine's plain torch.load reads the file there
+    if torch.__version__ < '2.6':
+        return  # its list takes no names; mmengine's torch.load reads the file without one
     reconstruct = np.array(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     dtypes = {type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')}

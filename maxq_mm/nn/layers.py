@@ -138,12 +138,17 @@ class MaxQLayer(nn.Module):
     @property
     def effective(self) -> Tensor:
         """The effective weight, without gradient; computed anew only if the raw one changed."""
-        if not self.is_sparse or (self.as_stored and not self.training):
+        if not self.is_sparse or self.as_stored:
             return self.weight.detach()
-        source = (self.weight._version, self.weight.data_ptr(), self.dense_fraction)
-        if self._effective is None or source != self._source:
+        if self._effective is None or self._source is None or self._source != self._state():
             self.refresh()
         return self._effective
+
+    def _state(self) -> tuple | None:
+        """What the effective weight depends on; None if torch does not count its changes."""
+        if self.weight.is_inference():
+            return None
+        return self.weight._version, self.weight.data_ptr(), self.dense_fraction
 
     def refresh(self) -> None:
         """Compute the effective weight from the raw one now."""
@@ -159,7 +164,7 @@ class MaxQLayer(nn.Module):
                 self._keep = self._keep.to(self.weight.device)
             self._effective = None  # never two copies at once
             self._effective = self.apply_mask(self.weight)
-        self._source = (self.weight._version, self.weight.data_ptr(), self.dense_fraction)
+        self._source = self._state()
 
     def invalidate(self) -> None:
         """The raw weight may have changed where torch could not see it (``.data``)."""
@@ -183,6 +188,7 @@ class MaxQLayer(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         self.as_stored = local_metadata.get(STORED_KEY) == STORED_EFFECTIVE
+        self._keep = None  # a fixed mask is that of the loaded weights
         self.invalidate()
 
     def __getstate__(self) -> dict:

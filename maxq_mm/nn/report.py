@@ -116,18 +116,21 @@ def report(model: nn.Module, inputs: tuple | torch.Tensor | None = None,
     Raises:
         ValueError: no MaxQ layer and no ``patterns``, or a pattern for a layer that is not there.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     if patterns is None:
         patterns = {name: str(module.settings.pattern) for name, module in modules.items()
                     if isinstance(module, MaxQLayer) and module.is_sparse}
         if not patterns:
             raise ValueError('the model has no MaxQ layers: give patterns for a folded one')
     macs = {} if inputs is None else _macs(model, inputs)
-    rows = []
+    rows, seen = [], set()
     for name, text in patterns.items():
         if name not in modules:
             raise ValueError(f'patterns has {name!r}, which is no layer of the model')
         module = modules[name]
+        if module in seen:
+            continue  # another name of a shared layer
+        seen.add(module)
         weight = module.effective if isinstance(module, MaxQLayer) else module.weight.detach()
         nonzero = int(torch.count_nonzero(weight))
         dense = None if inputs is None else int(macs.get(name, 0))

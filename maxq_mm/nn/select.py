@@ -84,7 +84,7 @@ def _reason(module: nn.Module, name: str, pattern: Pattern | None, include: Sequ
             exclude: Sequence[str]) -> str | None:
     """Why a layer stays dense; None if it becomes sparse."""
     if isinstance(module, MaxQLayer):
-        return module.dense_reason
+        return module.dense_reason or (None if module.weight.requires_grad else 'frozen')
     if include and not _within(name, include):
         return 'not in include'
     if _within(name, exclude):
@@ -130,6 +130,10 @@ def select(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = ()
             raise ValueError(f"overrides has '{regex.pattern}', which matches no layer; "
                              + _nearest(regex.pattern.replace('\\', ''), eligible))
 
+    # torch's encoder layer reads its linear layers' weights without calling them.
+    read_directly = {id(layer) for module in model.modules()
+                     if isinstance(module, nn.TransformerEncoderLayer)
+                     for layer in (module.linear1, module.linear2)}
     sparse, skipped = {}, {}
     for name, module in layers.items():
         if isinstance(module, MaxQLayer):
@@ -137,6 +141,8 @@ def select(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = ()
         else:
             wanted = next((p for regex, p in parsed if regex.search(name)), default)
         reason = _reason(module, name, wanted, include, exclude)
+        if reason is None and id(module) in read_directly:
+            reason = 'its TransformerEncoderLayer reads the weight without calling the layer'
         if reason is None:
             sparse[name] = wanted
         else:

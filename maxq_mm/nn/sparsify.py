@@ -19,15 +19,20 @@ class SparsityHandle:
     """The sparse layers of one model, and what drives them in training.
 
     Attributes:
-        layers: sparse layer by module name.
+        layers: sparse layer by module name, each once.
+        names: sparse layer by every name that the model has for it (shared modules have several).
         skipped: reason by name of each layer left dense.
         ramp: the gradual schedule.
         decay: lambda of SR-STE (arXiv 2102.04010, equation 8), the pull on pruned weights.
     """
 
-    def __init__(self, layers: dict[str, MaxQLayer], skipped: dict[str, str], ramp: Ramp,
+    def __init__(self, model: nn.Module, names: Sequence[str], skipped: dict[str, str], ramp: Ramp,
                  decay: float) -> None:
-        self.layers, self.skipped = layers, skipped
+        self.layers = {name: model.get_submodule(name) for name in names}
+        sparse = set(self.layers.values())
+        self.names = {name: module for name, module in model.named_modules(remove_duplicate=False)
+                      if module in sparse}
+        self.skipped = skipped
         self.ramp, self.decay = ramp, decay
         self.set_progress(0)
 
@@ -52,6 +57,12 @@ class SparsityHandle:
         for layer in self.layers.values():
             layer.refresh()
 
+    def invalidate(self) -> None:
+        """Raw weights may have changed where torch could not see it (``.data``)."""
+        for layer in self.layers.values():
+            if isinstance(layer, MaxQLayer):  # not folded since
+                layer.invalidate()
+
     def attach(self, optimizer: Optimizer) -> tuple[RemovableHandle, RemovableHandle]:
         """Let every step of ``optimizer`` pull the pruned weights to zero.
 
@@ -60,23 +71,23 @@ class SparsityHandle:
         handles that take this back.
         """
         trained = {id(p) for group in optimizer.param_groups for p in group['params']}
-        layers = [layer for layer in self.layers.values() if id(layer.weight) in trained]
+        # By parameter, so that one that two layers share decays once.
+        layers = {id(layer.weight): layer for layer in self.layers.values()
+                  if id(layer.weight) in trained}.values()
 
         @torch.no_grad()
         def add_decay(*_) -> None:
+            # A fused optimizer unscales by itself, inside its step; then the scale is set here.
+            scale = getattr(optimizer, 'grad_scale', None)
             for layer in layers:
                 grad = layer.weight.grad
                 if self.decay and grad is not None and isinstance(layer, MaxQLayer):
-                    pruned = layer.effective == 0  # a raw 0 is not moved either way
-                    grad.addcmul_(layer.weight, pruned.to(grad.dtype), value=self.decay)
-
-        def invalidate(*_) -> None:
-            for layer in layers:
-                if isinstance(layer, MaxQLayer):
-                    layer.invalidate()
+                    pruned = (layer.effective == 0).to(grad.dtype)  # a raw 0 moves neither way
+                    pull = pruned if scale is None else pruned * scale.to(pruned)
+                    grad.addcmul_(layer.weight, pull, value=self.decay)
 
         return (optimizer.register_step_pre_hook(add_decay),
-                optimizer.register_step_post_hook(invalidate))
+                optimizer.register_step_post_hook(lambda *_: self.invalidate()))
 
 
 def check_training(ramp: Ramp, decay: float, fixed: bool) -> None:
@@ -107,14 +118,16 @@ def sparsify(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = 
     check_training(ramp, decay, fixed)
     MaskSettings(pattern, axes, temperature, order, fixed)
     selection = select(model, pattern, include, exclude, overrides)
-    layers = {}
     for name, layer_pattern in selection.sparse.items():
         module = model.get_submodule(name)
         if not isinstance(module, MaxQLayer):
             settings = MaskSettings(layer_pattern, axes, temperature, order, fixed)
             module = sparse_type(module).from_dense(module, settings)
         module.as_stored = False
-        layers[name] = module
-    handle = SparsityHandle(layers, selection.skipped, ramp, decay)
+    for name, reason in selection.skipped.items():
+        module = model.get_submodule(name)
+        if isinstance(module, MaxQLayer):
+            module.dense_reason = reason
+    handle = SparsityHandle(model, list(selection.sparse), selection.skipped, ramp, decay)
     handle.refresh()
     return handle

@@ -234,3 +234,90 @@ def test_a_dense_checkpoint_is_tested_as_it_is(tmp_path, trained):
         if hooks:
             assert any('0 of 2 sparse layers satisfy' in message for message in warnings)
     assert results[0] == results[1]
+
+
+def test_after_training_the_model_is_the_trained_one(tmp_path):
+    runner = make_runner(tmp_path, [*HOOKS, EMA])
+    runner.train()  # ends with a validation of the averaged weights
+    for layer in (runner.model.backbone[0], runner.model.backbone[3]):
+        assert torch.equal(layer.effective, layer.apply_mask(layer.weight))
+
+
+def test_testing_another_checkpoint_after_training(trained, tmp_path):
+    runner, work_dir = trained
+    again = make_runner(tmp_path, HOOKS)
+    again.train()
+    for epoch in (1, 4):
+        again.load_checkpoint(str(work_dir / f'epoch_{epoch}.pth'))
+        assert again.test()['total'] == scalar(runner, 'val/total')[epoch - 1]
+
+
+@pytest.mark.parametrize('call', ['val', 'load_checkpoint'])
+def test_training_starts_from_raw_weights_whatever_was_loaded_first(trained, tmp_path, call):
+    _, work_dir = trained
+    source = str(work_dir / 'epoch_4.pth')
+    expected = make_runner(tmp_path / 'a', HOOKS, load_from=source)
+    expected.train()
+    runner = make_runner(tmp_path / 'b', HOOKS, load_from=source if call == 'val' else None)
+    if call == 'val':
+        runner.val()
+    else:
+        runner.load_checkpoint(source)
+    runner.train()
+    assert_same(load_file(tmp_path / 'a/epoch_4.pth')['state_dict'],
+                load_file(tmp_path / 'b/epoch_4.pth')['state_dict'])
+
+
+class FreezesLate(Classifier):
+    """Freezes its first layer in train(), as many of mmdet's backbones do."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.backbone[0].weight.requires_grad_(False)
+        return self
+
+
+def test_stages_that_freeze_in_train_stay_dense(tmp_path):
+    runner = make_runner(tmp_path, HOOKS, model=FreezesLate())
+    runner.train()
+    hook = next(h for h in runner.hooks if isinstance(h, MaxQHook))
+    assert list(hook.handle.layers) == ['backbone.3']
+    assert hook.handle.skipped['backbone.0'] == 'frozen'
+
+
+class SharesLayers(Classifier):
+    """Has one convolution under two names, as heads that share convolutions do."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone.append(self.backbone[3])
+
+
+def test_shared_layers_are_sparse_under_every_name(tmp_path):
+    runner = make_runner(tmp_path, HOOKS, model=SharesLayers())
+    runner.train()
+    checkpoint = load_file(tmp_path / 'epoch_4.pth')
+    keys = [*CONVS, 'backbone.4.weight']
+    assert sorted(checkpoint['maxq']['raw']) == keys
+    assert all(satisfies(checkpoint['state_dict'][key], '2:4') for key in keys)
+    tester = make_runner(tmp_path / 'test', [], model=SharesLayers(),
+                         load_from=str(tmp_path / 'epoch_4.pth'))
+    assert tester.test()['total'] == scalar(runner, 'val/total')[-1]
+    resumed = make_runner(tmp_path / 'b', HOOKS, model=SharesLayers(), resume=True,
+                          load_from=str(tmp_path / 'epoch_2.pth'))
+    resumed.train()
+    assert_same(load_file(tmp_path / 'b/epoch_4.pth')['state_dict'], checkpoint['state_dict'])
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_load_from_a_checkpoint_of_another_shape(trained, tmp_path, ema):
+    _, work_dir = trained
+    checkpoint = load_file(work_dir / 'epoch_4.pth')
+    for part in (checkpoint['state_dict'], checkpoint['maxq']['raw']):
+        part['backbone.3.weight'] = torch.zeros(5, 16, 1, 1)
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    runner = make_runner(tmp_path, HOOKS + [EMA] * ema, load_from=str(tmp_path / 'other.pth'))
+    warnings = []
+    runner.logger.warning = lambda message, *_: warnings.append(message)
+    runner.train()
+    assert any('1 raw weights of the checkpoint do not fit' in message for message in warnings)

@@ -63,6 +63,24 @@ def test_fixed_mask_keeps_its_choice_and_masks_the_gradient(layer_and_input):
     assert not torch.equal(layer.weight[kept], original[kept])
 
 
+def test_a_fixed_mask_is_that_of_the_loaded_weights(layer_and_input):
+    make, _ = LAYERS['linear' if isinstance(layer_and_input[0], nn.Linear) else 'conv']
+    layer, x = make(pattern='2:4', fixed=True, axes=()), layer_and_input[1]
+    layer(x)
+    weight = torch.randn_like(layer.weight)
+    layer.load_state_dict({**layer.state_dict(), 'weight': weight})
+    layer(x)
+    assert torch.equal(layer.effective, weight * soft_mask(weight, '2:4', axes=()))
+
+
+def test_a_layer_made_in_inference_mode_follows_its_weight():
+    with torch.inference_mode():
+        layer = MaxQLinear(8, 8, pattern='2:4')
+        layer(torch.zeros(1, 8))
+        layer.weight.mul_(2)
+        assert torch.equal(layer.effective, layer.weight * soft_mask(layer.weight, '2:4'))
+
+
 def test_state_dict_is_that_of_a_plain_layer(layer_and_input):
     layer, x = layer_and_input
     layer(x)

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from mmcv.cnn.bricks.wrappers import Conv2d as WrappedConv2d
 from mmcv.cnn.bricks.wrappers import Linear as WrappedLinear
 from torch import nn
@@ -90,3 +91,19 @@ def test_a_model_without_layers():
 def test_shared_module_is_one_layer():
     layer = nn.Linear(8, 8)
     assert list(select(nn.ModuleList([layer, layer]), '2:4').sparse) == ['0']
+
+
+def test_encoder_layers_that_torch_runs_past_their_linear_layers():
+    model = nn.ModuleDict(dict(encoder=nn.TransformerEncoderLayer(16, 2, 32), fc=nn.Linear(16, 4)))
+    selection = select(model, '2:4')
+    assert list(selection.sparse) == ['fc']
+    assert 'without calling' in selection.skipped['encoder.linear1']
+
+
+def test_frozen_sparse_layers_are_dense():
+    from maxq_mm import MaxQLinear, sparsify
+    model = nn.ModuleList([MaxQLinear(8, 8, pattern='2:4').requires_grad_(False),
+                           MaxQLinear(8, 8, pattern='2:4')])
+    handle = sparsify(model, '2:4')
+    assert handle.skipped == {'0': 'frozen'}
+    assert torch.equal(model[0].effective, model[0].weight)

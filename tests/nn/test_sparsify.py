@@ -125,6 +125,37 @@ def test_decay_uses_the_masks_of_the_forward_pass(model):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_decay_of_a_shared_parameter_acts_once():
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    model[1].weight = model[0].weight
+    handle = sparsify(model, '2:4', decay=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    handle.attach(optimizer)
+    before = model[0].weight.detach().clone()
+    model[0].weight.grad = torch.zeros_like(before)
+    optimizer.step()
+    assert torch.allclose(model[0].weight, before * (1 - 0.1 * ~keep_mask(before, '2:4')))
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_decay_acts_on_unscaled_gradients(model, fused):
+    handle = sparsify(model, '2:4', include=('0', ), decay=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1., fused=fused)
+    handle.attach(optimizer)
+    scaler = torch.amp.GradScaler('cpu', init_scale=1024.)
+    before = model[0].weight.detach().clone()
+    scaler.scale(model[0].weight.sum() * 0).backward()
+    scaler.step(optimizer)
+    expected = before * (1 - 0.1 * ~keep_mask(before, '2:4'))
+    assert torch.allclose(model[0].weight, expected)
+    after = model[0].weight.detach().clone()
+    model.zero_grad()
+    scaler.update()
+    scaler.scale(model[0].weight.sum() * float('inf')).backward()
+    scaler.step(optimizer)
+    assert torch.equal(model[0].weight, after), 'a skipped step changed the weights'
+
+
 def test_an_optimizer_that_writes_past_torchs_counters(model):
     class Rude(torch.optim.Optimizer):
         def step(self, closure=None):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import runpy
 import sys
 import warnings
@@ -11,7 +12,7 @@ import torch
 
 from maxq_mm.engine.checkpoint import load_file, save_file
 
-from .conftest import CONFIG, ROOT
+from .conftest import CONFIG, ROOT, run_tool
 
 
 @pytest.fixture
@@ -108,6 +109,41 @@ def test_flags_that_the_config_cannot_serve(refuse, common, checkpoint, tmp_path
     assert 'auto_scale_lr.base_batch_size' in refuse('train.py', config, '--auto-scale-lr')
 
 
+@pytest.mark.parametrize(('options', 'named'), [
+    (['foo'], 'got foo'), (['custom_hooks.9.pattern=2:4'], 'custom_hooks|9'),
+    (['custom_hooks.0.pattern=5:4'], '5:4'),
+])
+def test_bad_settings(refuse, common, options, named):
+    assert re.search(named, refuse('train.py', CONFIG, *common, '--cfg-options', *options))
+
+
+@pytest.mark.parametrize(('option', 'named'), [
+    ('custom_hooks.0.ramp.end=9', 'ramp end=9 is too late'),
+    ('custom_hooks.0.include=backbon,', "include has 'backbon', which matches no layer"),
+])
+def test_settings_that_do_not_fit_the_model_or_the_schedule(common, option, named):
+    output = run_tool('tools/train.py', CONFIG, *common, '--cfg-options', option, code=2)
+    assert output.splitlines()[-1].startswith(f'error: {named}')
+    assert 'Traceback' not in output
+
+
+def test_resume_from_what_is_no_training_checkpoint(refuse, common, checkpoint, folded):
+    for path, missing in ((checkpoint, 'message_hub'), (folded, 'message_hub')):
+        assert f'cannot resume from {path}: it has no {missing}' in refuse(
+            'train.py', CONFIG, '--resume', path, *common)
+
+
+def test_config_without_a_model(refuse, tmp_path, checkpoint):
+    config = tmp_path / 'c.py'
+    config.write_text('a = 1')
+    for tool in ('train.py', 'test.py', 'report.py'):
+        assert 'defines no model' in refuse(tool, config, *[checkpoint] * (tool != 'train.py'))
+
+
+def test_picture_of_an_unknown_kind(refuse, checkpoint, shapes):
+    assert '.png' in refuse('draw.py', CONFIG, checkpoint, 'a.xyz', '--data-root', shapes)
+
+
 def test_fold(refuse, checkpoint, trained, tmp_path):
     out = tmp_path / 'out.pth'
     save_file(dict(precious=1), out)
@@ -128,4 +164,4 @@ def test_fold(refuse, checkpoint, trained, tmp_path):
 
 def test_shapes_that_are_in_the_way(refuse, tmp_path):
     (tmp_path / 'x').write_text(json.dumps({}))
-    assert 'not empty' in refuse('make_shapes.py', tmp_path)
+    assert 'there already' in refuse('make_shapes.py', tmp_path)

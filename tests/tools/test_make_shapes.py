@@ -49,6 +49,6 @@ def test_draws_anew_only_when_asked_for_something_else(tmp_path):
 
 def test_never_replaces_what_it_did_not_make(tmp_path):
     (tmp_path / 'thesis.txt').write_text('x')
-    with pytest.raises(FileExistsError, match='not empty'):
+    with pytest.raises(FileExistsError, match='there already'):
         make_shapes.make(tmp_path, train=1, val=1, size=64, seed=0)
     assert (tmp_path / 'thesis.txt').read_text() == 'x'
