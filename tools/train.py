@@ -6,6 +6,7 @@
 import argparse
 
 import cli
+from mmengine.device import get_device
 from mmengine.runner import find_latest_checkpoint
 
 
@@ -23,6 +24,8 @@ def parse_args() -> argparse.Namespace:
 def apply(args: argparse.Namespace, cfg) -> None:
     """Put train's own flags into the config."""
     if args.amp:
+        if get_device() == 'cpu':
+            raise cli.UsageError("--amp needs a GPU: mmengine's AmpOptimWrapper has no CPU mode")
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
     if args.auto_scale_lr:

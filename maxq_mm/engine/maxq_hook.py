@@ -9,6 +9,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..functional.masks import AXES, satisfies
 from ..functional.ramp import Ramp
@@ -60,6 +61,7 @@ class MaxQHook(Hook):
         self.training = dict(ramp=self.ramp, axes=axes, temperature=temperature, decay=decay,
                              order=order, fixed=fixed)
         self.handle: SparsityHandle | None = None
+        self._attached: list[RemovableHandle] = []
         self._raw: dict[str, Tensor] = {}
         self._raw_is_averaged = False
 
@@ -68,10 +70,12 @@ class MaxQHook(Hook):
         self._check_runner(runner)
         self._restore_raw(runner)
         self.handle = sparsify(_with_frozen_stages(runner), **self.layers, **self.training)
+        for attached in self._attached:  # by an earlier training of the same Runner
+            attached.remove()
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else (wrapper,)
-        for one in wrappers:
-            self.handle.attach(one.optimizer)
+        self._attached = [attached for one in wrappers
+                          for attached in self.handle.attach(one.optimizer)]
         self._set_progress(runner)
         runner.logger.info(_summary(self.handle))
 

@@ -130,6 +130,8 @@ class MaxQLayer(nn.Module):
             return weight.detach()
         settings = self.settings
         if settings.fixed:
+            if self._keep is None:
+                self.refresh()
             return weight.detach() * self._keep.to(weight.device)
         mask = soft_mask(weight, settings.pattern, self.dense_fraction, settings.axes,
                          settings.temperature, settings.order)

@@ -8,6 +8,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 
 
@@ -23,16 +24,22 @@ class Images(Dataset):
 class Classifier(BaseModel):
     """Draws random numbers in training, as detectors do."""
 
-    def __init__(self, conv=nn.Conv2d):
+    def __init__(self, conv=nn.Conv2d, dropout=0.3, with_cp=False):
         super().__init__()
+        self.dropout, self.with_cp = dropout, with_cp
         self.backbone = nn.Sequential(conv(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
                                       conv(16, 16, 1))
         self.head = nn.Linear(16, 3)
 
     def forward(self, x, y=None, mode='tensor'):
-        features = self.backbone(torch.stack(list(x))).mean(dim=(2, 3))
+        x = torch.stack(list(x))
+        if self.with_cp and mode == 'loss':
+            features = checkpoint(self.backbone, x.requires_grad_(), use_reentrant=False)
+        else:
+            features = self.backbone(x)
+        features = features.mean(dim=(2, 3))
         if mode == 'loss':
-            features = nn.functional.dropout(features, 0.3)
+            features = nn.functional.dropout(features, self.dropout)
             return dict(loss=nn.functional.cross_entropy(self.head(features), torch.as_tensor(y)))
         logits = self.head(features)
         return logits if mode == 'tensor' else list(logits)
@@ -55,7 +62,7 @@ def collate(batch):
     return dict(x=[item['x'] for item in batch], y=[item['y'] for item in batch])
 
 
-def make_runner(work_dir, hooks, model=None, epochs=4, loop=None, checkpoint=None,
+def make_runner(work_dir, hooks, model=None, epochs=4, loop=None, saving=None,
                 **settings) -> Runner:
     torch.manual_seed(1)
     def loader(shuffle):
@@ -73,6 +80,6 @@ def make_runner(work_dir, hooks, model=None, epochs=4, loop=None, checkpoint=Non
         val_cfg=dict(), test_cfg=dict(), val_evaluator=[Total()], test_evaluator=[Total()],
         custom_hooks=copy.deepcopy(hooks),
         default_hooks=dict(logger=dict(type='LoggerHook', interval=2),
-                           checkpoint=checkpoint or dict(type='CheckpointHook', interval=1)),
+                           checkpoint=saving or dict(type='CheckpointHook', interval=1)),
         randomness=dict(seed=0), log_level='WARNING', default_scope='mmengine',
         experiment_name=f'test-{next(_numbers)}', **settings)

@@ -84,7 +84,7 @@ def variants():
         'random order': (dict(order='random'), {}),
         'iteration-based loop': (dict(ramp=ramp_by_iter), dict(
             loop=by_iter,
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=8))),
+            saving=dict(type='CheckpointHook', by_epoch=False, interval=8))),
     }
 
 

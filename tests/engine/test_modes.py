@@ -1,0 +1,118 @@
+"""Ways to train, each against a plain loop that is written without any MaxQ layer."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from ..reference import reference_soft_mask
+from .runs import Classifier, make_runner
+
+CONVS = ('backbone.0.weight', 'backbone.3.weight')
+DECAY = 0.05  # large enough to tell a second one, or one too many
+HOOK = dict(type='MaxQHook', pattern='2:4', decay=DECAY,
+            ramp=dict(type='linear', begin=0, end=3))
+OPTIMIZERS = {
+    'SGD': dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-2),
+    'AdamW': dict(type='AdamW', lr=1e-2, weight_decay=1e-1),
+}
+
+
+class Record(Hook):
+    """Keeps the batches of a run, and the model it began with."""
+
+    def __init__(self):
+        self.batches, self.model = [], None
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.model is None:
+            self.model = copy.deepcopy(runner.model.state_dict())
+        self.batches.append((runner.epoch, data_batch))
+
+
+def plain_loop(record: Record, optimizer: dict, accumulate: int, max_norm: float | None):
+    """The same training by hand: masks from the sorted formulation, decay before the step."""
+    model = Classifier(dropout=0.)
+    model.load_state_dict(record.model)
+    parameters = dict(model.named_parameters())
+    settings = dict(optimizer)
+    step = getattr(torch.optim, settings.pop('type'))(model.parameters(), **settings)
+    masks = {}
+    for count, (epoch, batch) in enumerate(record.batches, 1):
+        fraction = max(0., 1 - epoch / 3)
+        masks = {key: reference_soft_mask(parameters[key].detach(), 2, 4, fraction)
+                 for key in CONVS}
+        effective = {key: (parameters[key].detach() * mask).requires_grad_()
+                     for key, mask in masks.items()}
+        merged = {**parameters, **effective}
+        losses = torch.func.functional_call(model, merged, kwargs=dict(**batch, mode='loss'))
+        grads = torch.autograd.grad(losses['loss'] / accumulate, list(merged.values()))
+        for key, grad in zip(merged, grads, strict=True):
+            parameter = parameters[key]
+            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+        if count % accumulate == 0:
+            if max_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            for key, mask in masks.items():
+                parameters[key].grad += DECAY * parameters[key].detach() * (mask == 0)
+            step.step()
+            step.zero_grad()
+    return parameters
+
+
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+@pytest.mark.parametrize(('accumulate', 'max_norm'), [(1, None), (1, 0.1), (2, None), (4, 0.1)])
+def test_accumulation_and_clipping(tmp_path, optimizer, accumulate, max_norm):
+    record = Record()
+    clip = None if max_norm is None else dict(max_norm=max_norm)
+    runner = make_runner(
+        tmp_path, [HOOK], model=Classifier(dropout=0.),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=OPTIMIZERS[optimizer],
+                           accumulative_counts=accumulate, clip_grad=clip))
+    runner.register_hook(record)
+    runner.train()
+    expected = plain_loop(record, OPTIMIZERS[optimizer], accumulate, max_norm)
+    for key, parameter in runner.model.named_parameters():
+        assert torch.allclose(parameter, expected[key], rtol=1e-4, atol=1e-5), key
+
+
+def test_activation_checkpointing_changes_nothing(tmp_path):
+    states = []
+    for with_cp in (False, True):
+        torch.manual_seed(1)
+        runner = make_runner(tmp_path / str(with_cp), [HOOK, dict(type='ReseedHook')],
+                             model=Classifier(with_cp=with_cp))
+        runner.train()
+        states.append(dict(runner.model.named_parameters()))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_several_optimizers(tmp_path):
+    """Each optimizer decays the sparse layers that it trains, and no others."""
+    from maxq_mm import sparsify
+
+    model = Classifier()
+    handle = sparsify(model, '2:4', include=('backbone', ), decay=DECAY)
+    first = torch.optim.SGD(model.backbone[0].parameters(), lr=1.)
+    rest = torch.optim.SGD([*model.backbone[3].parameters(), *model.head.parameters()], lr=1.)
+    for optimizer in (first, rest):
+        handle.attach(optimizer)
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    first.step()
+    pruned = handle.layers['backbone.0'].apply_mask(before[CONVS[0]]) == 0
+    assert torch.allclose(model.backbone[0].weight, before[CONVS[0]] * (1 - DECAY * pruned.float()))
+    assert torch.equal(model.backbone[3].weight, before[CONVS[1]])
+    rest.step()
+    pruned = handle.layers['backbone.3'].apply_mask(before[CONVS[1]]) == 0
+    assert torch.allclose(model.backbone[3].weight, before[CONVS[1]] * (1 - DECAY * pruned.float()))
+
+
+def test_training_twice_decays_once(tmp_path):
+    runner = make_runner(tmp_path, [HOOK])
+    runner.train()
+    hooks = len(runner.optim_wrapper.optimizer._optimizer_step_pre_hooks)
+    runner.train()
+    assert len(runner.optim_wrapper.optimizer._optimizer_step_pre_hooks) == hooks
