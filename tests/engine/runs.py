@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 
+import maxq_mm  # noqa: F401  (registers the hooks)
+
 
 class Images(Dataset):
     def __len__(self):
