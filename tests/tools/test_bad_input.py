@@ -123,7 +123,9 @@ def test_bad_settings(refuse, common, options, named):
 ])
 def test_settings_that_do_not_fit_the_model_or_the_schedule(common, option, named):
     output = run_tool('tools/train.py', CONFIG, *common, '--cfg-options', option, code=2)
-    assert output.splitlines()[-1].startswith(f'error: {named}')
+    errors = [line for line in output.splitlines() if line.startswith('error: ')]
+    assert len(errors) == 1
+    assert errors[0].startswith(f'error: {named}')
     assert 'Traceback' not in output
 
 
