@@ -4,12 +4,13 @@ import argparse
 import json
 import sys
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.model import is_model_wrapper
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -142,15 +143,24 @@ def check_resumable(checkpoint: dict, path: str | Path) -> None:
         raise UsageError(f'cannot resume from {path}: it has no {missing[0]}')
 
 
-def check_fit(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
+def load_model(cfg: Config, checkpoint: dict, path: str | Path) -> nn.Module:
+    """The detector of ``cfg`` with the checkpoint's weights, ready to test."""
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    model = MODELS.build(cfg.model).eval()
+    load_weights(model, checkpoint, path)
+    return model
+
+
+def load_weights(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
     """Load the checkpoint; UsageError unless it has every weight of the model, in its shape."""
     model = model.module if is_model_wrapper(model) else model
-    stored = checkpoint.get('state_dict', checkpoint)
-    stored = {key.removeprefix('module.'): value for key, value in stored.items()}
+    state = checkpoint.get('state_dict', checkpoint)
+    stored = {key.removeprefix('module.'): value for key, value in state.items()}
     wanted = model.state_dict()
     unlike = [key for key, value in wanted.items() if key in stored
               and getattr(stored[key], 'shape', None) != value.shape]
-    fitting = {key: value for key, value in stored.items() if key not in unlike}
+    fitting = OrderedDict((key, value) for key, value in stored.items() if key not in unlike)
+    fitting._metadata = getattr(state, '_metadata', None)
     # Loading is what tells: some of mmdet's modules rename keys of older checkpoints then.
     missing = [key for key in model.load_state_dict(fitting, strict=False).missing_keys
                if key not in unlike and not key.endswith('num_batches_tracked')]
@@ -171,8 +181,7 @@ def check_data(cfg: Config, *splits: str) -> None:
             for path in paths:
                 if path and not (root / path).exists():
                     raise UsageError(f'{split} data not found: {root / path}')
-        evaluators = cfg.get(f'{split}_evaluator') or []
-        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+        for evaluator in _evaluators(cfg, split):
             path = evaluator.get('ann_file')
             if path and evaluator.get('backend_args') is None and not Path(path).is_file():
                 raise UsageError(f'{split} annotations not found: {path}')
@@ -190,8 +199,7 @@ def use_data_root(cfg: Config, root: Path) -> None:
             if classes is None:
                 classes = _read_classes(root / dataset.ann_file)
             dataset.metainfo = dict(classes=classes)
-        evaluators = cfg.get(f'{split}_evaluator') or []
-        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+        for evaluator in _evaluators(cfg, split):
             for key in ('ann_file', 'seg_prefix'):
                 path = Path(evaluator.get(key) or '')
                 if evaluator.get(key) and path.is_relative_to(old):
@@ -211,6 +219,11 @@ def _datasets(node: dict | list | None) -> Iterator[ConfigDict]:
         else:
             for key in ('dataset', 'datasets'):
                 yield from _datasets(node.get(key))
+
+
+def _evaluators(cfg: Config, split: str) -> list[ConfigDict]:
+    evaluators = cfg.get(f'{split}_evaluator') or []
+    return [evaluators] if isinstance(evaluators, dict) else evaluators
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:

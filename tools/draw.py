@@ -10,7 +10,6 @@ import cli
 import mmcv
 import numpy as np
 import torch
-from mmdet.apis import init_detector
 from mmdet.registry import DATASETS, VISUALIZERS
 from mmengine.dataset import pseudo_collate
 
@@ -41,8 +40,7 @@ def main() -> None:
     cfg = cli.read_config(args)
     cli.check_data(cfg, 'test')
     checkpoint = cli.read_checkpoint(args.checkpoint)
-    model = init_detector(cfg, str(args.checkpoint), device=args.device)
-    cli.check_fit(model, checkpoint, args.checkpoint)
+    model = cli.load_model(cfg, checkpoint, args.checkpoint).to(args.device)
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     visualizer.dataset_meta = dataset.metainfo

@@ -11,6 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cli
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -123,26 +124,19 @@ def make(root: Path, train: int, val: int, size: int, seed: int) -> str:
             f'{counts[0]} and {counts[1]} objects of {len(CLASSES)} classes, seed {seed}')
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('root', type=Path, help='folder to write')
-    parser.add_argument('--train', type=positive, default=640, help='training images')
-    parser.add_argument('--val', type=positive, default=100, help='validation images')
-    parser.add_argument('--size', type=positive, default=128, help='pixels a side')
+    parser.add_argument('--train', type=cli.positive, default=640, help='training images')
+    parser.add_argument('--val', type=cli.positive, default=100, help='validation images')
+    parser.add_argument('--size', type=cli.positive, default=128, help='pixels a side')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     try:
         print(make(args.root, args.train, args.val, args.size, args.seed))
     except OSError as error:
-        parser.exit(2, f'error: {error}\n')
+        raise cli.UsageError(str(error)) from error
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main)

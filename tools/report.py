@@ -9,9 +9,7 @@ from pathlib import Path
 
 import cli
 import torch
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.registry import init_default_scope
 from torch import nn
 
 from maxq_mm.engine.checkpoint import layer_patterns
@@ -40,10 +38,7 @@ def main() -> None:
     patterns = layer_patterns(checkpoint)
     if not patterns:
         raise cli.UsageError(f'{args.checkpoint}: no MaxQ checkpoint')
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    model = MODELS.build(cfg.model).eval()
-    cli.check_fit(model, checkpoint, args.checkpoint)
-    model.load_state_dict(checkpoint['state_dict'], strict=False)
+    model = cli.load_model(cfg, checkpoint, args.checkpoint)
     inputs = inference_arguments(model, tuple(args.size)) if args.size else None
     print(report(model, inputs, patterns))
 

@@ -34,7 +34,7 @@ def main() -> None:
         cfg.setdefault('default_hooks', {}).setdefault('visualization', {}).update(
             type='DetVisualizationHook', draw=True, test_out_dir=str(args.show_dir.resolve()))
     runner = cli.build_runner(cfg)
-    cli.check_fit(runner.model, checkpoint, args.checkpoint)
+    cli.load_weights(runner.model, checkpoint, args.checkpoint)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
     runner.test()

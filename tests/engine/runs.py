@@ -67,6 +67,7 @@ def collate(batch):
 def make_runner(work_dir, hooks, model=None, epochs=4, loop=None, saving=None,
                 **settings) -> Runner:
     torch.manual_seed(1)
+
     def loader(shuffle):
         return dict(batch_size=4, num_workers=0, dataset=Images(),
                     sampler=dict(type='DefaultSampler', shuffle=shuffle),

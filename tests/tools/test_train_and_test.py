@@ -11,6 +11,7 @@ from mmengine.config import Config
 from maxq_mm import satisfies
 from maxq_mm.engine.checkpoint import layer_patterns, load_file
 
+from ..nested import flat_tensors
 from .conftest import CONFIG, run_tool
 
 
@@ -19,14 +20,6 @@ def scores(folder: Path) -> dict:
     log = max(folder.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
     metrics = json.loads(log.read_text().splitlines()[-1])
     return {name: value for name, value in metrics.items() if name.startswith('coco/')}
-
-
-def tensors(value) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return [t for key in sorted(value) for t in tensors(value[key])]
-    return [t for item in value for t in tensors(item)] if isinstance(value, list) else []
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +76,7 @@ def test_every_way_of_testing_gives_what_validation_printed(
                         '--out', out)
         assert ('19 of 19 sparse layers satisfy' in text) == (way == 'MaxQ config')
         assert scores(tmp_path / str(number)) == validated, way
-        predictions[way] = tensors(pickle.loads(out.read_bytes()))
+        predictions[way] = flat_tensors(pickle.loads(out.read_bytes()))
     first, *others = predictions.values()
     assert len(first) > 8
     for other in others:
