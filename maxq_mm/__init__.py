@@ -1,7 +1,9 @@
 """MaxQ (N:M weight sparsity, arXiv 2312.07061) for MMDetection 3.x and plain PyTorch."""
 
+from .engine.cpu_amp import CPUAmpOptimWrapper
 from .engine.maxq_hook import MaxQHook
 from .engine.reseed_hook import ReseedHook
+from .engine.runner import MaxQRunner
 from .engine.safe_globals import allow_mmengine_checkpoints
 from .functional.masks import keep_mask, satisfies, soft_mask
 from .functional.ramp import dense_fraction
@@ -11,8 +13,8 @@ from .nn.report import report
 from .nn.sparsify import sparsify
 
 __version__ = '0.1.0'
-__all__ = ['MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'ReseedHook', 'dense_fraction', 'fold',
-           'keep_mask', 'report', 'satisfies', 'soft_mask', 'sparsify']
+__all__ = ['CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRunner', 'ReseedHook',
+           'dense_fraction', 'fold', 'keep_mask', 'report', 'satisfies', 'soft_mask', 'sparsify']
 
 # Resuming any mmengine run, MaxQ or not, needs this on torch >= 2.6.
 allow_mmengine_checkpoints()

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import maxq_mm
-from maxq_mm.engine.checkpoint import load_file
+from maxq_mm.engine.checkpoint import load_file, save_file
 
 USAGE_ERROR = 2
 # What mmengine needs to resume; a folded checkpoint or a bare state dict does not have it.
@@ -124,8 +124,8 @@ def prepare_run(args: argparse.Namespace) -> Config:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The Runner, of the type that the config asks for."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    """The Runner, of the type that the config asks for; else :class:`maxq_mm.MaxQRunner`."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else maxq_mm.MaxQRunner.from_cfg(cfg)
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -134,6 +134,21 @@ def read_checkpoint(path: str | Path) -> dict:
         return load_file(path)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from error
+
+
+def check_not_itself(out: Path, source: Path) -> None:
+    """UsageError if ``out`` is the file ``source`` that a tool reads."""
+    if out.exists() and out.samefile(source):
+        raise UsageError(f'{out} is the checkpoint itself: give another file to write')
+
+
+def write_checkpoint(checkpoint: dict, path: Path) -> None:
+    """Write a checkpoint whole or not at all; UsageError if it cannot be written."""
+    try:
+        save_file(checkpoint, path)
+    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+        reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
+        raise UsageError(f'cannot write {path}: {reason}') from error
 
 
 def check_resumable(checkpoint: dict, path: str | Path) -> None:

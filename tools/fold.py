@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cli
 
-from maxq_mm.engine.checkpoint import fold_checkpoint, layer_patterns, save_file
+from maxq_mm.engine.checkpoint import fold_checkpoint, layer_patterns
 from maxq_mm.functional.masks import satisfies
 
 
@@ -24,9 +24,7 @@ def main() -> None:
     args = parser.parse_args()
 
     checkpoint = cli.read_checkpoint(args.checkpoint)
-    if args.out.exists() and args.out.samefile(args.checkpoint):
-        raise cli.UsageError(f'{args.out} is the checkpoint itself, and training resumes from it: '
-                             'give another file to write')
+    cli.check_not_itself(args.out, args.checkpoint)
     try:
         folded = fold_checkpoint(checkpoint)
         patterns = layer_patterns(folded)
@@ -38,11 +36,7 @@ def main() -> None:
         raise cli.UsageError(
             f'{args.checkpoint}: {len(open_layers)} of {len(patterns)} layers do not satisfy their '
             f'pattern, such as {open_layers[0]} ({patterns[open_layers[0]]})')
-    try:
-        save_file(folded, args.out)
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-        reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
-        raise cli.UsageError(f'cannot write {args.out}: {reason}') from error
+    cli.write_checkpoint(folded, args.out)
     sizes = [path.stat().st_size / 2**20 for path in (args.checkpoint, args.out)]
     print(f'{args.out}: {len(patterns) - len(open_layers)} of {len(patterns)} layers satisfy their '
           f'pattern, {sizes[0]:.1f} MiB -> {sizes[1]:.1f} MiB')

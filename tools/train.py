@@ -13,7 +13,8 @@ from mmengine.runner import find_latest_checkpoint
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_run_arguments(parser)
-    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision: '
+                        'float16 on GPUs, bfloat16 on CPUs')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
@@ -25,9 +26,10 @@ def apply(args: argparse.Namespace, cfg) -> None:
     """Put train's own flags into the config."""
     if args.amp:
         if get_device() == 'cpu':
-            raise cli.UsageError("--amp needs a GPU: mmengine's AmpOptimWrapper has no CPU mode")
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
+            cfg.optim_wrapper.type = 'CPUAmpOptimWrapper'
+        else:
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+            cfg.optim_wrapper.loss_scale = 'dynamic'
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise cli.UsageError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, '

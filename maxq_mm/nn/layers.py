@@ -92,6 +92,9 @@ class MaxQLayer(nn.Module):
         self._keep: Tensor | None = None
         self._effective: Tensor | None = None
         self._source: tuple | None = None
+        # True once torch.compile has traced this layer: compiled code cannot ask whether the raw
+        # weight has changed, so that the effective one follows as soon as it is told so.
+        self._compiled = False
 
     @classmethod
     def from_dense(cls, module: nn.Module, settings: MaskSettings) -> 'MaxQLayer':
@@ -106,7 +109,7 @@ class MaxQLayer(nn.Module):
         self.weight.copy_(self.effective)
         self.__class__ = self.dense_type
         for name in ('settings', 'dense_reason', 'dense_fraction', 'as_stored', '_keep',
-                     '_effective', '_source'):
+                     '_effective', '_source', '_compiled'):
             delattr(self, name)
         return self
 
@@ -142,9 +145,15 @@ class MaxQLayer(nn.Module):
         """The effective weight, without gradient; computed anew only if the raw one changed."""
         if not self.is_sparse or self.as_stored:
             return self.weight.detach()
+        if torch.compiler.is_compiling():
+            _join_compilation(self)
+        else:
+            self._refresh_if_stale()
+        return self._effective
+
+    def _refresh_if_stale(self) -> None:
         if self._effective is None or self._source is None or self._source != self._state():
             self.refresh()
-        return self._effective
 
     def _state(self) -> tuple | None:
         """What the effective weight depends on; None if torch does not count its changes."""
@@ -169,8 +178,10 @@ class MaxQLayer(nn.Module):
         self._source = self._state()
 
     def invalidate(self) -> None:
-        """The raw weight may have changed where torch could not see it (``.data``)."""
+        """The raw weight may have changed where torch or compiled code could not see it."""
         self._source = None
+        if self._compiled:
+            self.refresh()
 
     def train(self, mode: bool = True):
         if mode != self.training:
@@ -199,6 +210,14 @@ class MaxQLayer(nn.Module):
     def extra_repr(self) -> str:
         dense = '' if self.is_sparse else f', dense={self.dense_reason!r}'
         return f'{super().extra_repr()}, pattern={self.settings.pattern}{dense}'
+
+
+@torch.compiler.assume_constant_result
+def _join_compilation(layer: MaxQLayer) -> bool:
+    """Run once, while ``layer`` is traced: from then on it refreshes without being called."""
+    layer._compiled = True
+    layer._refresh_if_stale()
+    return True
 
 
 @MODELS.register_module()

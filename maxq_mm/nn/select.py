@@ -8,20 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..functional.pattern import Pattern
-from .layers import MaxQConv2d, MaxQLayer, MaxQLinear, structural_reason
-
-# Dense types and what they become. mmcv's wrappers differ from torch's layers only on torch < 1.5;
-# they are known by name, because this package does not need mmcv.
-_MMCV_WRAPPERS = {('mmcv.cnn.bricks.wrappers', 'Conv2d'): MaxQConv2d,
-                  ('mmcv.cnn.bricks.wrappers', 'Linear'): MaxQLinear}
-_SPARSE_TYPES = {nn.Conv2d: MaxQConv2d, nn.Linear: MaxQLinear}
-
-
-def sparse_type(module: nn.Module) -> type[MaxQLayer] | None:
-    """The sparse layer that can stand in for ``module``, or None."""
-    dense = type(module)
-    name = dense.__module__, dense.__qualname__
-    return _SPARSE_TYPES.get(dense) or _MMCV_WRAPPERS.get(name)
+from .layers import MaxQLayer, structural_reason
+from .types import sparse_type
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from ..functional.masks import AXES
 from ..functional.pattern import Pattern
 from ..functional.ramp import Ramp
 from .layers import MaskSettings, MaxQLayer
-from .select import select, sparse_type
+from .select import select
+from .types import sparse_type
 
 
 class SparsityHandle:
@@ -38,8 +39,11 @@ class SparsityHandle:
 
     def set_progress(self, step: float) -> None:
         """Move the ramp to an epoch or an iteration, in the unit of its begin and end."""
+        fraction = self.ramp(step)
         for layer in self.layers.values():
-            layer.dense_fraction = self.ramp(step)
+            if layer.dense_fraction != fraction:
+                layer.dense_fraction = fraction
+                layer.invalidate()
 
     @property
     def dense_fraction(self) -> float:

@@ -26,12 +26,18 @@ class Images(Dataset):
 class Classifier(BaseModel):
     """Draws random numbers in training, as detectors do."""
 
-    def __init__(self, conv=nn.Conv2d, dropout=0.3, with_cp=False):
+    def __init__(self, conv=nn.Conv2d, dropout=0.3, with_cp=False, norm_eval=False):
         super().__init__()
-        self.dropout, self.with_cp = dropout, with_cp
+        self.dropout, self.with_cp, self.norm_eval = dropout, with_cp, norm_eval
         self.backbone = nn.Sequential(conv(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
                                       conv(16, 16, 1))
         self.head = nn.Linear(16, 3)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.norm_eval:
+            self.backbone[1].eval()
+        return self
 
     def forward(self, x, y=None, mode='tensor'):
         x = torch.stack(list(x))
@@ -64,19 +70,19 @@ def collate(batch):
     return dict(x=[item['x'] for item in batch], y=[item['y'] for item in batch])
 
 
-def make_runner(work_dir, hooks, model=None, epochs=4, loop=None, saving=None,
-                **settings) -> Runner:
+def make_runner(work_dir, hooks, model=None, epochs=4, loop=None, saving=None, batch_size=4,
+                runner_type=Runner, **settings) -> Runner:
     torch.manual_seed(1)
 
     def loader(shuffle):
-        return dict(batch_size=4, num_workers=0, dataset=Images(),
+        return dict(batch_size=batch_size, num_workers=0, dataset=Images(),
                     sampler=dict(type='DefaultSampler', shuffle=shuffle),
                     collate_fn=collate)
 
     settings.setdefault('optim_wrapper', dict(
         type='OptimWrapper',
         optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-3)))
-    return Runner(
+    return runner_type(
         model=model or Classifier(), work_dir=str(work_dir),
         train_dataloader=loader(True), val_dataloader=loader(False), test_dataloader=loader(False),
         train_cfg=loop or dict(by_epoch=True, max_epochs=epochs, val_interval=1),

@@ -5,6 +5,10 @@ import copy
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+
+from maxq_mm import satisfies
+from maxq_mm.engine.checkpoint import fold_checkpoint, load_file, save_file
 
 from ..reference import reference_soft_mask
 from .runs import Classifier, make_runner
@@ -116,3 +120,81 @@ def test_training_twice_decays_once(tmp_path):
     hooks = len(runner.optim_wrapper.optimizer._optimizer_step_pre_hooks)
     runner.train()
     assert len(runner.optim_wrapper.optimizer._optimizer_step_pre_hooks) == hooks
+
+
+class TwoOptimizers(Classifier):
+    """Steps one optimizer for its backbone and one for its head, as adversarial models do."""
+
+    def train_step(self, data, optim_wrapper):
+        data = self.data_preprocessor(data, True)
+        loss, log = self.parse_losses(self(**data, mode='loss'))
+        optim_wrapper['backbone'].zero_grad()
+        optim_wrapper['head'].zero_grad()
+        loss.backward()
+        optim_wrapper['backbone'].step()
+        optim_wrapper['head'].step()
+        return log
+
+
+def wrappers(model) -> OptimWrapperDict:
+    return OptimWrapperDict(**{
+        name: OptimWrapper(torch.optim.SGD(model.get_submodule(name).parameters(), lr=0.1,
+                                           momentum=0.9, weight_decay=1e-2))
+        for name in ('backbone', 'head')})
+
+
+def test_optim_wrapper_dict(tmp_path):
+    """Two optimizers of one kind train what one of them does, and resume."""
+    states = {}
+    for name, kind in (('one', Classifier), ('two', TwoOptimizers)):
+        torch.manual_seed(1)
+        model = kind(dropout=0.)
+        wrapper = wrappers(model) if kind is TwoOptimizers else dict(
+            type='OptimWrapper', optimizer=OPTIMIZERS['SGD'])
+        runner = make_runner(tmp_path / name, [HOOK], model=model, optim_wrapper=wrapper)
+        runner.train()
+        states[name] = load_file(tmp_path / name / 'epoch_4.pth')
+    for key, value in states['one']['state_dict'].items():
+        assert torch.allclose(value, states['two']['state_dict'][key], rtol=1e-5, atol=1e-6), key
+    model = TwoOptimizers(dropout=0.)
+    make_runner(tmp_path / 'three', [HOOK], model=model, optim_wrapper=wrappers(model), resume=True,
+                load_from=str(tmp_path / 'two/epoch_2.pth')).train()
+    assert not (tmp_path / 'three/epoch_2.pth').exists(), 'nothing was resumed'
+    resumed = load_file(tmp_path / 'three/epoch_4.pth')
+    for key, value in states['two']['maxq']['raw'].items():
+        assert torch.equal(value, resumed['maxq']['raw'][key])
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_validation_in_the_middle_of_an_epoch_changes_nothing(tmp_path, ema):
+    """Batches are 4 an epoch; validation after every third, or none at all."""
+    hooks = [HOOK | dict(ramp=dict(type='linear', begin=0, end=7, by_epoch=False)),
+             dict(type='ReseedHook')]
+    hooks += [dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.2)] * ema
+    states = []
+    for interval in (3, 1000):
+        make_runner(tmp_path / str(interval), hooks,
+                    loop=dict(by_epoch=False, max_iters=8, val_interval=interval),
+                    saving=dict(type='CheckpointHook', by_epoch=False, interval=8)).train()
+        states.append(load_file(tmp_path / str(interval) / 'iter_8.pth'))
+    for part in ('state_dict', *['ema_state_dict'] * ema):
+        for key, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][key]), key
+    assert all(satisfies(states[0]['state_dict'][key], '2:4') for key in CONVS)
+
+
+def test_load_from_a_folded_checkpoint(tmp_path):
+    """It holds no raw weights any more: training starts from the effective ones."""
+    make_runner(tmp_path / 'a', [HOOK]).train()
+    folded = fold_checkpoint(load_file(tmp_path / 'a/epoch_4.pth'))
+    save_file(folded, tmp_path / 'folded.pth')
+    record = Record()
+    runner = make_runner(tmp_path / 'b', [HOOK], load_from=str(tmp_path / 'folded.pth'))
+    runner.register_hook(record)
+    runner.train()
+    for key in CONVS:
+        assert torch.equal(record.model[key], folded['state_dict'][key])
+        assert satisfies(record.model[key], '2:4')
+        stored = load_file(tmp_path / 'b/epoch_4.pth')['state_dict'][key]
+        assert satisfies(stored, '2:4')
+        assert not torch.equal(stored != 0, record.model[key] != 0), 'no pruned weight came back'

@@ -146,11 +146,6 @@ def test_picture_of_an_unknown_kind(refuse, checkpoint, shapes):
     assert '.png' in refuse('draw.py', CONFIG, checkpoint, 'a.xyz', '--data-root', shapes)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
-def test_mixed_precision_without_a_gpu(refuse, common):
-    assert '--amp needs a GPU' in refuse('train.py', CONFIG, '--amp', *common)
-
-
 def test_fold(refuse, checkpoint, trained, tmp_path):
     out = tmp_path / 'out.pth'
     save_file(dict(precious=1), out)

@@ -138,3 +138,17 @@ def test_show_dir_gets_a_picture_of_each_image(trained, folded, tmp_path):
     assert len(list((tmp_path / 'shown').glob('*.png'))) == 8
 
 
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='bfloat16 is for machines without a GPU')
+def test_mixed_precision(options, tmp_path):
+    """On CPUs too, regions pooled and all; what is stored is float32 and of the pattern."""
+    text = run_tool('tools/train.py', CONFIG, '--amp', '--work-dir', tmp_path, *options,
+                    'train_cfg.max_epochs=3', 'train_cfg.val_interval=3',
+                    'custom_hooks.0.ramp.end=2', 'default_hooks.checkpoint.interval=3')
+    assert "type='CPUAmpOptimWrapper'" in text
+    checkpoint = load_file(tmp_path / 'epoch_3.pth')
+    assert all(value.dtype in (torch.float32, torch.int64) and value.isfinite().all()
+               for value in checkpoint['state_dict'].values())
+    for name, pattern in layer_patterns(checkpoint).items():
+        assert satisfies(checkpoint['state_dict'][f'{name}.weight'], pattern)
