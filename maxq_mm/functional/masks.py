@@ -2,7 +2,8 @@
 
 Source: MaxQ (arXiv 2312.07061), sections 3.2 and 3.3; decay and straight-through from SR-STE
 (arXiv 2102.04010) live with the layers. Deviations from the reference implementation: N = M is
-dense instead of NaN, kernels of any size, ties always broken by position.
+dense instead of NaN, kernels of any size, ties always broken by position. On CPUs, float32 masks
+come from :mod:`.native`; what is written here defines them.
 
 Shapes: weight ``(O, I, *K)``; B blocks of M as in :mod:`.pattern`; the filter axis ranks rows of
 I * prod(K) weights, the kernel axis rows of O * I weights, one row a kernel position.
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .pattern import Pattern, from_blocks, to_blocks
+from . import native
+from .pattern import Pattern, check_blocks, from_blocks, to_blocks
 from .selection import split_smallest
 
 AXES = ('filter', 'kernel')
@@ -139,9 +141,28 @@ def soft_mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.
     Raises:
         ValueError: as :func:`keep_mask`; unknown axes; a temperature that is not positive.
     """
+    return _mask(weight, pattern, dense_fraction, axes, temperature, order, effective=False)
+
+
+@torch.no_grad()
+def effective_weight(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.,
+                     axes: Sequence[str] = AXES, temperature: float = 1e-2,
+                     order: str = 'smallest') -> Tensor:
+    """``weight`` times its :func:`soft_mask`, without gradient; the arguments are those."""
+    return _mask(weight, pattern, dense_fraction, axes, temperature, order, effective=True)
+
+
+def _mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float, axes: Sequence[str],
+          temperature: float, order: str, effective: bool) -> Tensor:
     pattern = Pattern.parse(pattern)
     axes = check_axes(axes)
-    check_temperature(temperature)
+    temperature = check_temperature(temperature)
+    check_order(order)
+    check_blocks(weight.shape, pattern.m)
+    _check_fraction(dense_fraction)
+    if native.serves(pattern, order, weight):
+        count = dense_count(dense_fraction, weight.numel() // pattern.m)
+        return native.soft_mask(weight, pattern, count, axes, temperature, order, effective)
     keep = keep_mask(weight, pattern, dense_fraction, order)
     mask = torch.ones_like(weight, memory_format=torch.contiguous_format)
     if not pattern.is_dense:
@@ -154,7 +175,8 @@ def soft_mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.
         if 'kernel' in axes and positions > 1:
             rows = magnitude.reshape(o * i, positions).t().contiguous()
             mask += _query(rows, pattern, temperature).t().reshape(weight.shape)
-    return mask.mul_(keep)
+    mask.mul_(keep)
+    return mask.mul_(weight.detach()) if effective else mask
 
 
 @torch.no_grad()

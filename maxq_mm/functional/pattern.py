@@ -46,16 +46,21 @@ class Pattern(NamedTuple):
         return f'{self.n}:{self.m}'
 
 
+def check_blocks(shape: tuple[int, ...], m: int) -> None:
+    """Raises ValueError unless a weight of this shape has blocks of ``m`` along axis 1."""
+    if len(shape) < 2 or shape[1] == 0 or shape[1] % m:
+        raise ValueError(
+            f'weight of shape {tuple(shape)} has no blocks of {m} along axis 1: '
+            'its input channels must be a positive multiple of M')
+
+
 def to_blocks(weight: Tensor, m: int) -> Tensor:
     """Weight ``(O, I, *K)`` as rows of blocks ``(B, M)``, input channels innermost.
 
     Raises:
         ValueError: fewer than two axes, or I is no multiple of ``m``.
     """
-    if weight.ndim < 2 or weight.shape[1] == 0 or weight.shape[1] % m:
-        raise ValueError(
-            f'weight of shape {tuple(weight.shape)} has no blocks of {m} along axis 1: '
-            'its input channels must be a positive multiple of M')
+    check_blocks(weight.shape, m)
     return weight.movedim(1, -1).reshape(-1, m)
 
 

@@ -18,8 +18,8 @@ from ..functional.masks import (
     check_order,
     check_temperature,
     dense_count,
+    effective_weight,
     keep_mask,
-    soft_mask,
 )
 from ..functional.pattern import Pattern
 from ..functional.straight_through import StraightThrough
@@ -136,9 +136,8 @@ class MaxQLayer(nn.Module):
             if self._keep is None:
                 self.refresh()
             return weight.detach() * self._keep.to(weight.device)
-        mask = soft_mask(weight, settings.pattern, self.dense_fraction, settings.axes,
-                         settings.temperature, settings.order)
-        return mask.mul_(weight.detach())
+        return effective_weight(weight, settings.pattern, self.dense_fraction, settings.axes,
+                                settings.temperature, settings.order)
 
     @property
     def effective(self) -> Tensor:

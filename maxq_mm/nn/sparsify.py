@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ..functional.decay import add_decay_
 from ..functional.masks import AXES
 from ..functional.pattern import Pattern
 from ..functional.ramp import Ramp
@@ -86,9 +87,7 @@ class SparsityHandle:
             for layer in layers:
                 grad = layer.weight.grad
                 if self.decay and grad is not None and isinstance(layer, MaxQLayer):
-                    pruned = (layer.effective == 0).to(grad.dtype)  # a raw 0 moves neither way
-                    pull = pruned if scale is None else pruned * scale.to(pruned)
-                    grad.addcmul_(layer.weight, pull, value=self.decay)
+                    add_decay_(grad, layer.weight, layer.effective, self.decay, scale)
 
         return (optimizer.register_step_pre_hook(add_decay),
                 optimizer.register_step_post_hook(lambda *_: self.invalidate()))

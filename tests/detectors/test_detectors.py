@@ -1,66 +1,28 @@
 """MaxQ in the detectors that mmdet ships: every layer sparse or left dense for a true reason."""
 
-import importlib
 import re
 from pathlib import Path
 
-import mmdet
 import pytest
 import torch
-from mmdet.registry import MODELS
 from mmdet.testing._utils import demo_mm_inputs
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from torch import nn
 
 from maxq_mm import fold, satisfies, sparsify
-from maxq_mm.nn.select import sparse_type
+from maxq_mm.nn.types import sparse_type
 
 from ..nested import flat_tensors
+from .table import HEADER, row
+from .zoo import DETECTORS, PATTERN, build
 
-CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
-R18 = {'backbone.depth': 18, 'neck.in_channels': [64, 128, 256, 512]}
-# config: (what shrinks its model, kinds of reasons that it must show beside channels and frozen)
-DETECTORS = {
-    'faster_rcnn/faster-rcnn_r50_fpn_1x_coco': (R18, ()),
-    'mask_rcnn/mask-rcnn_r50_fpn_1x_coco': (R18, ()),
-    'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco': (R18, ()),
-    'retinanet/retinanet_r18_fpn_1x_coco': ({}, ()),
-    'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco': (R18, ()),
-    'atss/atss_r50_fpn_1x_coco': (R18, ()),
-    'solov2/solov2-light_r18_fpn_ms-3x_coco': ({}, ()),
-    'yolox/yolox_tiny_8xb8-300e_coco': ({}, ()),
-    'rtmdet/rtmdet_tiny_8xb32-300e_coco': ({}, ()),
-    'detr/detr_r18_8xb2-500e_coco': (
-        {'encoder.num_layers': 1, 'decoder.num_layers': 1}, ('in-projection', )),
-    'deformable_detr/deformable-detr_r50_16xb2-50e_coco': (
-        {'encoder.num_layers': 1, 'decoder.num_layers': 1}, ('in-projection', 'Embedding')),
-    'dino/dino-4scale_r50_8xb2-12e_coco': (
-        {'encoder.num_layers': 1, 'decoder.num_layers': 1, 'num_queries': 50},
-        ('in-projection', 'Embedding')),
-    'mask2former/mask2former_r50_8xb2-lsj-50e_coco': (
-        {'panoptic_head.pixel_decoder.encoder.num_layers': 1,
-         'panoptic_head.transformer_decoder.num_layers': 1,
-         'panoptic_head.num_transformer_feat_level': 3}, ('in-projection', 'Embedding')),
-    'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco': ({'backbone.depths': [1, 1, 1, 1]}, ('WindowMSA', )),
-    'faster_rcnn/faster-rcnn_x101-32x4d_fpn_1x_coco': ({'backbone.depth': 50}, ('grouped', )),
-    'res2net/faster-rcnn_res2net-101_fpn_2x_coco': ({'backbone.depth': 50}, ()),
-    'hrnet/faster-rcnn_hrnetv2p-w18-1x_coco': ({}, ()),
-    'regnet/faster-rcnn_regnetx-400MF_fpn_ms-3x_coco': ({}, ('grouped', )),
-    'dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco': ({}, ('DeformConv2dPack', )),
-}
+README = Path(__file__).parents[2] / 'README.md'
+OUTDATED = 'README.md is outdated: put there what `python -m tests.detectors.table` prints'
 
 
-def build(name: str, shrink: dict) -> nn.Module:
-    cfg = Config.fromfile(CONFIGS / f'{name}.py')
-    importlib.import_module('mmdet.models')
-    init_default_scope('mmdet')
-    cfg.model.backbone.init_cfg = None  # no download
-    cfg.model.data_preprocessor.pop('batch_augments', None)
-    cfg.merge_from_dict({f'model.{key}': value for key, value in shrink.items()})
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    return model
+def readme_table() -> list[str]:
+    """The lines of the README's table of detectors."""
+    section = README.read_text(encoding='utf-8').split('### Detectors\n')[1].split('\n#')[0]
+    return [line for line in section.splitlines() if line.startswith('|')]
 
 
 def check_reason(module: nn.Module, reason: str) -> None:
@@ -81,23 +43,32 @@ def check_reason(module: nn.Module, reason: str) -> None:
         assert sparse_type(module) is None
 
 
+def test_readme_names_these_detectors():
+    lines = readme_table()
+    assert lines[:2] == HEADER.splitlines(), OUTDATED
+    assert [line.split(' | ')[0].removeprefix('| ') for line in lines[2:]] == [*DETECTORS], OUTDATED
+
+
 @pytest.mark.parametrize('name', DETECTORS)
 def test_train_and_fold(name):
-    shrink, reasons = DETECTORS[name]
-    model = build(name, shrink).train()
-    handle = sparsify(model, '2:4')
+    detector = DETECTORS[name]
+    model = build(detector)
+    model.init_weights()
+    handle = sparsify(model, PATTERN)
+    assert row(name, handle) in readme_table(), OUTDATED
     for layer, reason in handle.skipped.items():
         check_reason(model.get_submodule(layer), reason)
-    for reason in reasons:
+    for reason in detector.reasons:
         assert any(reason in text for text in handle.skipped.values()), handle.skipped
     matrices = {layer for layer, module in model.named_modules()
                 if any(p.ndim >= 2 for p in module.parameters(recurse=False))}
     assert matrices == {*handle.layers, *handle.skipped}
+    assert all(module.weight.requires_grad for module in handle.layers.values())
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     handle.attach(optimizer)
     data = demo_mm_inputs(2, [[3, 96, 96], [3, 96, 96]], num_classes=80,
-                          with_mask=re.search('mask|solo', name) is not None)
+                          with_mask=re.search('mask|solo', detector.config) is not None)
     data = model.data_preprocessor(data, True)
     before = {layer: module.weight.detach().clone() for layer, module in handle.layers.items()}
     for _ in range(3):
@@ -119,4 +90,4 @@ def test_train_and_fold(name):
     assert len(sparse) > 0
     for a, b in zip(sparse, folded, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-5)
-    assert all(satisfies(model.get_submodule(layer).weight, '2:4') for layer in handle.layers)
+    assert all(satisfies(model.get_submodule(layer).weight, PATTERN) for layer in handle.layers)

@@ -6,6 +6,7 @@ from maxq_mm.functional import masks
 
 from ..reference import reference_keep_mask, reference_soft_mask
 
+pytestmark = pytest.mark.usefixtures('path')
 SHAPES = [(8, 48), (6, 48, 1, 1), (4, 48, 3, 3), (2, 96, 5, 3), (3, 48, 2)]
 PATTERNS = [(2, 4), (1, 4), (1, 16), (5, 8), (3, 3), (1, 48), (1, 1), (47, 48)]
 

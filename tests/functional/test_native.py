@@ -1,0 +1,193 @@
+"""The compiled operators against the sorted formulation, and what happens where there are none."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from maxq_mm import soft_mask
+from maxq_mm.functional import native
+from maxq_mm.functional.decay import add_decay_
+from maxq_mm.functional.masks import effective_weight
+
+from ..conftest import ROOT
+from ..reference import reference_keep_mask, reference_soft_mask
+
+KINDS = ('normal', 'heavy tails', 'few values', 'all equal', 'zeros', 'denormals', 'outlier',
+         'shifted filters', 'structured', 'near ties')
+KERNELS = ((), (1, 1), (3, 3), (1, 7), (2, ), (5, 5))
+
+
+def draw(generator: torch.Generator, shape, kind: str) -> torch.Tensor:
+    weight = torch.randn(shape, generator=generator) * 0.02
+    if kind == 'heavy tails':
+        weight *= torch.randn(shape, generator=generator).exp() ** 4
+    elif kind == 'few values':
+        weight = (weight * 100).round() / 100
+    elif kind == 'all equal':
+        weight = torch.full(shape, -0.25)
+    elif kind == 'zeros':
+        weight *= torch.rand(shape, generator=generator) < 0.3
+    elif kind == 'denormals':
+        weight *= 1e-39
+    elif kind == 'outlier':
+        weight.view(-1)[weight.numel() // 3] = 3e37
+    elif kind == 'shifted filters':  # neighbours tell nothing of a filter's threshold
+        weight *= 10 ** torch.randint(-8, 8, (shape[0], *[1] * (len(shape) - 1)),
+                                      generator=generator).float()
+    elif kind == 'structured':  # magnitude goes with the channel: a regular sample misleads
+        weight = weight.movedim(1, -1) * torch.arange(shape[1]).add(1)
+        weight = weight.movedim(-1, 1).contiguous()
+    elif kind == 'near ties':  # norms that differ in their last bit, by the order of additions
+        weight = weight.sign() * (1 + torch.randint(0, 3, shape, generator=generator) * 2 ** -23)
+    return weight
+
+
+def check(generator: torch.Generator, seed: int) -> None:
+    """One random case; a failure names it."""
+    def choose(options):
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    m = choose((2, 3, 4, 8, 16, 48, 64))
+    n = 1 + int(torch.randint(m - 1, (), generator=generator))
+    kind, kernel = choose(KINDS), choose(KERNELS)
+    shape = (choose((1, 2, 7, 24, 160)), m * choose((1, 2, 5)), *kernel)
+    fraction = choose((0., 1e-3, 0.37, 0.5, 0.93, 1.))
+    axes = choose(((), ('filter', ), ('kernel', ), ('filter', 'kernel')))
+    order = choose(('smallest', 'largest'))
+    weight = draw(generator, shape, kind)
+    case = (seed, kind, shape, (n, m), fraction, axes, order)
+    mask = soft_mask(weight, f'{n}:{m}', fraction, axes, 1e-2, order)
+    expected = reference_soft_mask(weight, n, m, fraction, axes, 1e-2, order)
+    assert torch.equal(mask != 0, reference_keep_mask(weight, n, m, fraction, order)), case
+    assert torch.allclose(mask, expected, rtol=0, atol=1e-6), case
+    effective = effective_weight(weight, f'{n}:{m}', fraction, axes, 1e-2, order)
+    assert torch.equal(effective, mask * weight), case
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_any_weight(seed, path):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(40):
+        check(generator, seed)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('shape', [(256, 128, 3, 3), (1024, 256, 1, 1)])
+def test_weights_too_long_to_be_read_twice(shape, kind):
+    """Long kernel positions and block norms are sampled first, then verified."""
+    weight = draw(torch.Generator().manual_seed(0), shape, kind)
+    for fraction in (0., 0.7):
+        mask = soft_mask(weight, '2:4', fraction)
+        assert torch.equal(mask != 0, reference_keep_mask(weight, 2, 4, fraction))
+        assert torch.allclose(mask, reference_soft_mask(weight, 2, 4, fraction), rtol=0, atol=1e-6)
+
+
+def test_weights_that_move():
+    """No step remembers another: a small move and quite different weights come out alike."""
+    weight = torch.randn(64, 32, 3, 3) * 0.02
+    for other in (weight + 1e-4 * torch.randn_like(weight), weight * 1e3, 1 / weight, weight * 0):
+        soft_mask(weight, '1:16', 0.5)
+        assert torch.allclose(soft_mask(other, '1:16', 0.5),
+                              reference_soft_mask(other, 1, 16, 0.5), rtol=0, atol=1e-6)
+
+
+def test_number_of_threads_does_not_matter():
+    weight = torch.randn(256, 128, 3, 3)
+    threads = torch.get_num_threads()
+    masks = []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            masks.append(soft_mask(weight, '2:4', 0.5))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2])
+
+
+def test_decay(path):
+    weight = torch.randn(16, 16, 3, 3)
+    effective = effective_weight(weight, '2:4')
+    grad = torch.randn_like(weight)
+    expected = grad + 0.1 * weight * (effective == 0)
+    for form in (torch.contiguous_format, torch.channels_last):
+        given = grad.clone(memory_format=form)
+        add_decay_(given, weight, effective, 0.1)
+        assert torch.allclose(given, expected, rtol=0, atol=1e-6)
+    scaled = grad * 1024
+    add_decay_(scaled, weight, effective, 0.1, torch.tensor(1024.))
+    assert torch.allclose(scaled / 1024, expected, rtol=0, atol=1e-6)
+
+
+def test_keeps_out_of_inference_mode_and_autograd(path):
+    weight = torch.nn.Parameter(torch.randn(8, 8))
+    assert not soft_mask(weight, '2:4').requires_grad
+    with torch.inference_mode():
+        inside = soft_mask(weight, '2:4')
+    assert torch.equal(inside, soft_mask(weight, '2:4'))
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, check=False,
+                            capture_output=True, env={**os.environ, **environment})
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.mark.parametrize('capability', ['default', 'avx2'])
+def test_older_processors(capability, tmp_path):
+    """What is compiled for fewer vector instructions gives the same; cached where it is told to."""
+    code = ('import torch; from tests.functional.test_native import check, native\n'
+            'assert native.available()\n'
+            'generator = torch.Generator().manual_seed(1)\n'
+            'for _ in range(100): check(generator, 1)\n')
+    run(code, ATEN_CPU_CAPABILITY=capability, XDG_CACHE_HOME=str(tmp_path))
+    library, = (tmp_path / 'maxq_mm').iterdir()
+    assert library.suffix == '.so'
+    stamp = library.stat().st_mtime_ns
+    run('from maxq_mm.functional import native; assert native.available()',
+        ATEN_CPU_CAPABILITY=capability, XDG_CACHE_HOME=str(tmp_path))
+    assert library.stat().st_mtime_ns == stamp, 'compiled twice'
+
+
+def test_without_a_compiler(tmp_path):
+    code = ('import torch, warnings; from maxq_mm import soft_mask\n'
+            'with warnings.catch_warnings(record=True) as seen:\n'
+            '    warnings.simplefilter("always")\n'
+            '    for _ in range(2): mask = soft_mask(torch.ones(4, 4), "2:4")\n'
+            'seen = [str(w.message) for w in seen if "could not compile" in str(w.message)]\n'
+            'assert len(seen) == 1 and (mask != 0).sum() == 8, seen')
+    run(code, CXX='no-such-compiler', XDG_CACHE_HOME=str(tmp_path))
+    assert not list(tmp_path.rglob('*.so'))
+
+
+def test_turned_off(tmp_path):
+    run('from maxq_mm.functional import native; assert not native.available()', MAXQ_NATIVE='0')
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / 'maxq_mm').write_text('in the way')
+    code = ('import warnings; from maxq_mm.functional import native\n'
+            'with warnings.catch_warnings(record=True) as seen:\n'
+            '    warnings.simplefilter("always")\n'
+            '    assert native.available()\n'
+            'assert any("cannot keep" in str(w.message) for w in seen)')
+    run(code, XDG_CACHE_HOME=str(tmp_path))
+
+
+def test_what_the_operators_do_not_take():
+    """Left to torch: other precisions, devices, subclasses, and blocks too large to rank."""
+    from maxq_mm.functional.pattern import Pattern
+    weight = torch.randn(4, 128)
+    assert native.serves(Pattern(2, 4), 'smallest', weight)
+    assert not native.serves(Pattern(1, 128), 'smallest', weight)
+    assert not native.serves(Pattern(4, 4), 'smallest', weight)
+    assert not native.serves(Pattern(2, 4), 'random', weight)
+    assert not native.serves(Pattern(2, 4), 'smallest', weight.double())
+    assert not native.serves(Pattern(2, 4), 'smallest', weight.to('meta'))
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match='unfit weight'):
+        torch.ops.maxq_mm.soft_mask(weight.t(), 2, 4, 0, False, True, True, 1e-2, False)
