@@ -16,7 +16,7 @@ def test_pure_functions_need_torch_alone():
     code = ("import sys, types; package = types.ModuleType('maxq_mm'); "
             "package.__path__ = [sys.argv[1]]; "
             "sys.modules.update(maxq_mm=package, mmengine=None, mmdet=None, mmcv=None); "
-            "import maxq_mm.functional.masks, maxq_mm.functional.ramp, "
+            "import maxq_mm.functional.decay, maxq_mm.functional.masks, maxq_mm.functional.ramp, "
             "maxq_mm.functional.straight_through")
     subprocess.run([sys.executable, '-c', code, maxq_mm.__path__[0]], check=True)
 
@@ -24,5 +24,5 @@ def test_pure_functions_need_torch_alone():
 def test_public_names():
     assert all(hasattr(maxq_mm, name) for name in maxq_mm.__all__)
     assert set(maxq_mm.__all__) == {
-        'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'ReseedHook', 'dense_fraction', 'fold', 'keep_mask',
-        'report', 'satisfies', 'soft_mask', 'sparsify'}
+        'CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRunner', 'ReseedHook',
+        'dense_fraction', 'fold', 'keep_mask', 'report', 'satisfies', 'soft_mask', 'sparsify'}

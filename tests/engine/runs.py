@@ -29,7 +29,8 @@ class Classifier(BaseModel):
     def __init__(self, conv=nn.Conv2d, dropout=0.3, with_cp=False, norm_eval=False):
         super().__init__()
         self.dropout, self.with_cp, self.norm_eval = dropout, with_cp, norm_eval
-        self.backbone = nn.Sequential(conv(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
+        # Without a bias, of which batch norm leaves a gradient of nothing but rounding errors.
+        self.backbone = nn.Sequential(conv(8, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
                                       conv(16, 16, 1))
         self.head = nn.Linear(16, 3)
 

