@@ -12,7 +12,10 @@ A folded checkpoint carries ``version`` and ``layers`` under the same key, and n
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -107,13 +110,26 @@ def load_file(path: str | Path) -> dict:
 
 def save_file(checkpoint: dict, path: str | Path) -> None:
     """Write beside ``path``, then rename: what stood there is replaced whole or not at all."""
+    with written_whole(path) as file:
+        torch.save(checkpoint, file)
+
+
+def save_text(text: str, path: str | Path) -> None:
+    """The same for a text."""
+    with written_whole(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of ``path`` at the end, if nothing went wrong."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     beside = Path(name)
     try:
         with os.fdopen(handle, 'wb') as file:
-            torch.save(checkpoint, file)
+            yield file
         beside.chmod(0o644)
         beside.replace(path)
     except BaseException:

@@ -1,0 +1,259 @@
+"""Measure what MaxQ costs, as ratios of variants that take turns in one run.
+
+    python tools/benchmark.py masks|train|infer [--model CONFIG] [--pattern N:M ...] [--json OUT]
+
+``masks``: one refresh of all sparse layers against the formulation that sorts. ``train``: a whole
+training iteration against the dense model's. ``infer``: the dense, the sparse and the folded model.
+Images are random, weights too.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import cli
+import numpy as np
+import torch
+from measure import alternate, machine, summarize
+from mmdet.testing._utils import demo_mm_inputs
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from maxq_mm import CPUAmpOptimWrapper, fold, soft_mask, sparsify
+from maxq_mm.engine.checkpoint import save_text
+from maxq_mm.functional import native
+from maxq_mm.functional.masks import effective_weight
+from maxq_mm.functional.pattern import Pattern
+from maxq_mm.nn.report import table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.reference import reference_soft_mask  # noqa: E402
+
+DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+FRACTIONS = {'ramp at 0': 1., 'half way': 0.5, 'finished': 0.}
+CLASSES = 80
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('what', choices=('masks', 'train', 'infer'))
+    parser.add_argument('--model', type=Path, default=Path('configs/maxq_mask_rcnn_r50.py'),
+                        dest='config', help="config whose model's backbone is made sparse")
+    parser.add_argument('--pattern', nargs='+', default=['2:4', '1:4', '1:16'])
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--dtype', choices=DTYPES, default='float32',
+                        help='of the weights (masks), or of mixed precision (train, infer)')
+    parser.add_argument('--size', nargs=2, type=cli.positive, default=(512, 512),
+                        metavar=('H', 'W'), help='of the images (train, infer)')
+    parser.add_argument('--batch', type=cli.positive, default=2, help='images (train, infer)')
+    parser.add_argument('--threads', type=cli.positive, help='CPU threads')
+    parser.add_argument('--repeat', type=cli.positive, default=5, help='measured turns')
+    parser.add_argument('--json', type=Path, metavar='OUT', help='also write everything here')
+    parser.set_defaults(data_root=None, cfg_options=None)
+    return parser.parse_args()
+
+
+def check(args: argparse.Namespace) -> None:
+    for pattern in args.pattern:
+        if Pattern.parse(pattern).is_dense:
+            raise cli.UsageError(f'--pattern {pattern} prunes nothing')
+    try:
+        torch.empty(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise cli.UsageError(f'--device {args.device}: {str(error).splitlines()[0]}') from error
+    on_cpu = torch.device(args.device).type == 'cpu'
+    if on_cpu and args.what != 'masks' and args.dtype == 'float16':
+        raise cli.UsageError('--dtype float16 trains on GPUs; on CPUs it is bfloat16')
+    if on_cpu and args.what == 'infer' and args.dtype != 'float32':
+        raise cli.UsageError(f"--dtype {args.dtype}: mmcv's operators take float32 alone on CPUs")
+
+
+def build(cfg, device: str) -> nn.Module:
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    cfg = copy.deepcopy(cfg)
+    cfg.model.backbone.init_cfg = None  # no download
+    torch.manual_seed(0)
+    MMLogger.get_current_instance().setLevel('WARNING')  # not a line for every weight
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return model.to(device)
+
+
+@contextmanager
+def torch_alone():
+    """Without the compiled operators."""
+    available, native.available = native.available, lambda: False
+    try:
+        yield
+    finally:
+        native.available = available
+
+
+def bench_masks(args: argparse.Namespace, cfg, measure: Callable) -> list[dict]:
+    model = build(cfg, args.device)
+    handle = sparsify(model, args.pattern[0], include=('backbone', ))
+    weights = [layer.weight.detach().to(DTYPES[args.dtype]) for layer in handle.layers.values()]
+    rows = []
+    for pattern in args.pattern:
+        n, m = Pattern.parse(pattern)
+        fit = [weight for weight in weights if weight.shape[1] % m == 0]
+        for progress, fraction in FRACTIONS.items():
+
+            def refresh(one, fit=fit, fraction=fraction, pattern=pattern):
+                for weight in fit:
+                    one(weight, pattern, fraction)
+
+            def alone(refresh=refresh):
+                with torch_alone():
+                    refresh(effective_weight)
+
+            def by_sorting(weight, pattern, fraction, n=n, m=m):
+                return reference_soft_mask(weight, n, m, fraction) * weight
+
+            variants = {'sorted': partial(refresh, by_sorting), 'torch alone': alone,
+                        'maxq_mm': partial(refresh, effective_weight)}
+            agreement = compare(fit, pattern, fraction)
+            rows += [dict(pattern=pattern, progress=progress, layers=len(fit),
+                          weights=sum(weight.numel() for weight in fit), **agreement, **row)
+                     for row in measure(variants, f'{pattern} {progress}', baseline='sorted')]
+    return rows
+
+
+def compare(weights: list[torch.Tensor], pattern: str, fraction: float) -> dict:
+    """How masks differ from the sorted formulation's: layers with another choice, and values."""
+    n, m = Pattern.parse(pattern)
+    different, largest = 0, 0.
+    for weight in weights:
+        mask, expected = soft_mask(weight, pattern, fraction), reference_soft_mask(
+            weight, n, m, fraction)
+        different += not torch.equal(mask != 0, expected != 0)
+        largest = max(largest, float((mask - expected).abs().max()))
+    return dict(layers_that_differ=different, largest_difference=largest)
+
+
+def inputs(model: nn.Module, args: argparse.Namespace) -> dict:
+    shapes = [[3, *args.size]] * args.batch
+    data = demo_mm_inputs(args.batch, shapes, num_classes=CLASSES, with_mask=True)
+    return model.data_preprocessor(data, args.what == 'train')
+
+
+class Iteration:
+    """A training iteration of one model: forward, backward, step."""
+
+    def __init__(self, model: nn.Module, args: argparse.Namespace) -> None:
+        self.model, self.args, self.data = model.train(), args, inputs(model, args)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        # A small step, so that the last turn still works on what the first one did.
+        self.optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, weight_decay=1e-4)
+
+    def _context(self):
+        if self.args.dtype == 'float32':
+            return torch.autocast('cpu', enabled=False)
+        if torch.device(self.args.device).type == 'cpu':
+            return CPUAmpOptimWrapper(self.optimizer).optim_context(self.model)
+        return torch.autocast('cuda', DTYPES[self.args.dtype])
+
+    def __call__(self) -> None:
+        torch.manual_seed(0)
+        np.random.seed(0)
+        with self._context():
+            loss, _ = self.model.parse_losses(self.model(**self.data, mode='loss'))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def bench_train(args: argparse.Namespace, cfg, measure: Callable) -> list[dict]:
+    rows = []
+    for pattern in args.pattern:
+        variants = {'dense': Iteration(build(cfg, args.device), args)}
+        for progress in ('half way', 'finished'):
+            iteration = Iteration(build(cfg, args.device), args)
+            handle = sparsify(iteration.model, pattern, include=('backbone', ),
+                              ramp=dict(type='linear', begin=0, end=2))
+            handle.attach(iteration.optimizer)
+            handle.set_progress(1 if progress == 'half way' else 2)
+            variants[f'MaxQ, {progress}'] = iteration
+        size = sum(layer.weight.nbytes for layer in handle.layers.values())
+        kept = sum(layer.effective.nbytes for layer in handle.layers.values())
+        rows += [dict(pattern=pattern, kept=0. if row['variant'] == 'dense' else kept / size, **row)
+                 for row in measure(variants, pattern, baseline='dense')]
+    return rows
+
+
+def bench_infer(args: argparse.Namespace, cfg, measure: Callable) -> list[dict]:
+    rows = []
+    for pattern in args.pattern:
+        dense, sparse = (build(cfg, args.device).eval() for _ in range(2))
+        sparsify(sparse, pattern, include=('backbone', ))
+        folded = fold(copy.deepcopy(sparse))
+        data = inputs(dense, args)
+
+        def predict(model, data=data):
+            with torch.no_grad(), torch.autocast(torch.device(args.device).type,
+                                                 enabled=args.dtype != 'float32',
+                                                 dtype=DTYPES[args.dtype]):
+                model(**copy.deepcopy(data), mode='predict')
+
+        variants = {name: partial(predict, model) for name, model in
+                    (('dense', dense), ('MaxQ', sparse), ('MaxQ, folded', folded))}
+        rows += [dict(pattern=pattern, **row)
+                 for row in measure(variants, pattern, baseline='dense')]
+    return rows
+
+
+BENCHES = dict(masks=bench_masks, train=bench_train, infer=bench_infer)
+
+
+def show(rows: list[dict], what: str) -> str:
+    lines = []
+    for row in rows:
+        speed = (f'{1 / row["ratio"]:.1f}x faster' if what == 'masks' else
+                 f'{row["ratio"]:.3f} ({row["ratio_low"]:.3f} to {row["ratio_high"]:.3f})')
+        lines.append((row['pattern'], row.get('progress', ''), row['variant'],
+                      f'{row["median_s"] * 1e3:.1f}',
+                      f'{row["low_s"] * 1e3:.1f} to {row["high_s"] * 1e3:.1f}', speed))
+    return table(('pattern', 'ramp', 'variant', 'median ms', 'range ms', 'ratio'), lines)
+
+
+def main() -> None:
+    args = parse_args()
+    check(args)
+    cfg = cli.read_config(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+
+    def measure(variants, description, baseline):
+        progress = partial(track, description=description, transient=True,
+                           console=Console(stderr=True))
+        return summarize(alternate(variants, args.repeat, device, progress), baseline)
+
+    rows = BENCHES[args.what](args, cfg, measure)
+    settings = dict(what=args.what, model=args.config.name, dtype=args.dtype, repeat=args.repeat)
+    if args.what != 'masks':
+        settings |= dict(size=list(args.size), batch=args.batch)
+    on = machine(device)
+    print(f'{on["device"]}, {on["threads"]} threads, {on["vectors"]}, torch {torch.__version__}, '
+          + ', '.join(f'{key} {value}' for key, value in settings.items()))
+    print(show(rows, args.what))
+    if args.what == 'masks':
+        print(f'masks that differ from the sorted formulation: '
+              f'{sum(row["layers_that_differ"] for row in rows)} layers; largest difference of a '
+              f'value: {max(row["largest_difference"] for row in rows):.1e}')
+    elif args.what == 'train':
+        print(f'memory that MaxQ keeps: {rows[-1]["kept"]:.2f} of the sparse weights')
+    if args.json is not None:
+        save_text(json.dumps(dict(settings=settings, machine=on, rows=rows), indent=1), args.json)
+
+
+if __name__ == '__main__':
+    cli.run(main)
