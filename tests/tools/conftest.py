@@ -1,8 +1,10 @@
 """A small detector, trained with the tools as a user would, for the tests of the tools."""
 
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,22 @@ def folded(trained) -> Path:
     out = trained / 'folded.pth'
     run_tool('tools/fold.py', trained / 'epoch_40.pth', out, '--strict')
     return out
+
+
+@pytest.fixture
+def refuse(capsys, monkeypatch, tmp_path):
+    """Run a tool that must refuse; returns its one line of complaint."""
+
+    def run(tool, *arguments):
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        monkeypatch.chdir(ROOT)
+        with pytest.raises(SystemExit) as exit, warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+        error = capsys.readouterr().err.strip()
+        assert exit.value.code == 2, error
+        assert error.startswith('error: ')
+        assert '\n' not in error
+        return error
+
+    return run

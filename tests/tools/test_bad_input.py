@@ -3,9 +3,6 @@
 import copy
 import json
 import re
-import runpy
-import sys
-import warnings
 
 import pytest
 import torch
@@ -13,25 +10,6 @@ import torch
 from maxq_mm.engine.checkpoint import load_file, save_file
 
 from .conftest import CONFIG, ROOT, run_tool
-
-
-@pytest.fixture
-def refuse(capsys, monkeypatch, tmp_path):
-    """Run a tool that must refuse; returns its one line of complaint."""
-
-    def run(tool, *arguments):
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-        monkeypatch.chdir(ROOT)
-        with pytest.raises(SystemExit) as exit, warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
-        error = capsys.readouterr().err.strip()
-        assert exit.value.code == 2, error
-        assert error.startswith('error: ')
-        assert '\n' not in error
-        return error
-
-    return run
 
 
 @pytest.fixture

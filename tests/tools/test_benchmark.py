@@ -1,0 +1,76 @@
+"""The benchmark tool on a small model: what it compares is alike, and what it prints is written."""
+
+import json
+import statistics
+
+import pytest
+
+from .conftest import CONFIG, run_tool
+
+
+def bench(what, out, *options):
+    text = run_tool('tools/benchmark.py', what, '--model', CONFIG, '--size', 64, 64, '--threads', 1,
+                    '--repeat', 2, '--json', out, *options)
+    return text, json.loads(out.read_text())
+
+
+def test_masks(tmp_path):
+    text, result = bench('masks', tmp_path / 'masks.json', '--pattern', '2:4', '1:16')
+    assert result['settings']['what'] == 'masks'
+    assert result['machine']['threads'] == 1
+    assert result['machine']['versions'].keys() >= {'torch', 'mmdet', 'maxq_mm'}
+    rows = result['rows']
+    assert len(rows) == 2 * 3 * 3
+    for row in rows:
+        assert row['layers'] == 19
+        assert row['layers_that_differ'] == 0
+        assert row['largest_difference'] < 1e-6
+        assert row['low_s'] <= row['median_s'] <= row['high_s']
+        assert (row['ratio'] == 1) == (row['variant'] == 'sorted')
+    assert 'sorted formulation: 0 layers' in text
+
+
+@pytest.mark.parametrize(('what', 'options'), [('train', []), ('train', ['--dtype', 'bfloat16']),
+                                               ('infer', [])])
+def test_runs(tmp_path, what, options):
+    text, result = bench(what, tmp_path / 'out.json', '--pattern', '2:4', '--batch', 1, *options)
+    rows = {row['variant']: row for row in result['rows']}
+    assert rows.keys() == {
+        'train': {'dense', 'MaxQ, half way', 'MaxQ, finished'},
+        'infer': {'dense', 'MaxQ', 'MaxQ, folded'}}[what]
+    assert all(name in text for name in rows)
+    if what == 'train':
+        assert rows['dense']['kept'] == 0
+        assert rows['MaxQ, finished']['kept'] == 1, 'one copy of the sparse weights, no more'
+
+
+@pytest.mark.parametrize(('options', 'named'), [
+    (['masks', '--pattern', '4:4'], '4:4 prunes nothing'),
+    (['masks', '--pattern', '5:4'], '5:4'),
+    (['train', '--device', 'cuda:99'], '--device cuda:99'),
+    (['train', '--device', 'cpu', '--dtype', 'float16'], 'bfloat16'),
+    (['masks', '--model', 'nowhere.py'], 'config not found: nowhere.py'),
+])
+def test_bad_input(refuse, options, named):
+    assert named in refuse('benchmark.py', *options)
+
+
+def test_variants_take_turns():
+    import measure
+    import torch
+
+    calls = []
+    seconds = measure.alternate({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, 3,
+                                torch.device('cpu'))
+    assert calls == ['a', 'b'] * 4  # one turn to warm up
+    assert [len(values) for values in seconds.values()] == [3, 3]
+
+
+def test_summary_by_hand():
+    import measure
+
+    rows = measure.summarize({'dense': [1., 2., 4.], 'maxq': [2., 3., 4.]}, 'dense')
+    assert rows[0] == dict(variant='dense', median_s=2., low_s=1., high_s=4.,
+                           ratio=1., ratio_low=1., ratio_high=1.)
+    assert rows[1]['ratio'] == statistics.median([2., 1.5, 1.])
+    assert (rows[1]['ratio_low'], rows[1]['ratio_high']) == (1., 2.)
