@@ -139,7 +139,7 @@ def compare(weights: list[torch.Tensor], pattern: str, fraction: float) -> dict:
 
 def inputs(model: nn.Module, args: argparse.Namespace) -> dict:
     shapes = [[3, *args.size]] * args.batch
-    data = demo_mm_inputs(args.batch, shapes, num_classes=1, with_mask=True)
+    data = demo_mm_inputs(args.batch, shapes, num_classes=2, with_mask=True)
     return model.data_preprocessor(data, args.what == 'train')
 
 
