@@ -250,7 +250,9 @@ def main() -> None:
     elif args.what == 'train':
         print(f'memory that MaxQ keeps: {rows[-1]["kept"]:.2f} of the sparse weights')
     if args.json is not None:
-        save_text(json.dumps(dict(settings=settings, machine=on, rows=rows), indent=1), args.json)
+        with cli.writing(args.json):
+            save_text(json.dumps(dict(settings=settings, machine=on, rows=rows), indent=1),
+                      args.json)
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
@@ -142,13 +143,20 @@ def check_not_itself(out: Path, source: Path) -> None:
         raise UsageError(f'{out} is the checkpoint itself: give another file to write')
 
 
-def write_checkpoint(checkpoint: dict, path: Path) -> None:
-    """Write a checkpoint whole or not at all; UsageError if it cannot be written."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """UsageError if ``path`` cannot be written in here."""
     try:
-        save_file(checkpoint, path)
+        yield
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
         reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
         raise UsageError(f'cannot write {path}: {reason}') from error
+
+
+def write_checkpoint(checkpoint: dict, path: Path) -> None:
+    """Write a checkpoint whole or not at all; UsageError if it cannot be written."""
+    with writing(path):
+        save_file(checkpoint, path)
 
 
 def check_resumable(checkpoint: dict, path: str | Path) -> None:

@@ -1,9 +1,10 @@
-"""Print what N:M sparsity a checkpoint has, layer by layer.
+"""Print, draw and write what N:M sparsity a checkpoint has, layer by layer.
 
-    python tools/report.py CONFIG CHECKPOINT [--size H W]
+    python tools/report.py CONFIG CHECKPOINT [--size H W] [--plot OUT.png] [--json OUT]
 """
 
 import argparse
+import json
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from mmdet.structures import DetDataSample
 from torch import nn
 
-from maxq_mm.engine.checkpoint import layer_patterns
+from maxq_mm.engine import figure
+from maxq_mm.engine.checkpoint import layer_patterns, save_text
 from maxq_mm.nn.report import report
 
 
@@ -31,6 +33,8 @@ def main() -> None:
     parser.add_argument('checkpoint', type=Path, help='checkpoint of MaxQ training, or folded')
     parser.add_argument('--size', nargs=2, type=cli.positive, metavar=('H', 'W'),
                         help='also count multiply-accumulates on an image of this size')
+    parser.add_argument('--plot', type=Path, metavar='OUT', help='picture to write')
+    parser.add_argument('--json', type=Path, metavar='OUT', help='also write everything here')
     args = parser.parse_args()
 
     cfg = cli.read_config(args)
@@ -40,7 +44,14 @@ def main() -> None:
         raise cli.UsageError(f'{args.checkpoint}: no MaxQ checkpoint')
     model = cli.load_model(cfg, checkpoint, args.checkpoint)
     inputs = inference_arguments(model, tuple(args.size)) if args.size else None
-    print(report(model, inputs, patterns))
+    found = report(model, inputs, patterns)
+    print(found)
+    if args.json is not None:
+        with cli.writing(args.json):
+            save_text(json.dumps(found.as_dict(), indent=1), args.json)
+    if args.plot is not None:
+        with cli.writing(args.plot):
+            figure.save(figure.of_checkpoint(found, model, checkpoint), args.plot)
 
 
 if __name__ == '__main__':

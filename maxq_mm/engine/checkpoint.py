@@ -4,21 +4,24 @@
 
     version         1
     dense_fraction  of the ramp when it was written
+    ramp            its settings
     layers          {module name: settings of its mask}
     raw             {state-dict key: raw weight}
 
-A folded checkpoint carries ``version`` and ``layers`` under the same key, and nothing else.
+A folded checkpoint carries ``version``, ``layers`` and ``ramp`` under the same key, nothing else.
 """
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
+from ..functional.ramp import Ramp
 from ..nn.layers import STORED_EFFECTIVE, STORED_KEY
 from ..nn.sparsify import SparsityHandle
 
@@ -26,6 +29,7 @@ KEY = 'maxq'
 VERSION = 1
 # What a checkpoint for inference consists of.
 _INFERENCE_KEYS = ('meta', 'state_dict')
+_FOLDED_KEYS = ('version', 'layers', 'ramp')
 
 
 @torch.no_grad()
@@ -43,7 +47,7 @@ def store_effective(checkpoint: dict, handle: SparsityHandle) -> None:
         state[key] = layer.apply_mask(raw[key].to(layer.weight.device)).to(raw[key].device)
         state._metadata[name][STORED_KEY] = STORED_EFFECTIVE
     checkpoint[KEY] = dict(
-        version=VERSION, dense_fraction=handle.dense_fraction, raw=raw,
+        version=VERSION, dense_fraction=handle.dense_fraction, ramp=asdict(handle.ramp), raw=raw,
         layers={name: layer.settings.as_dict() for name, layer in handle.names.items()})
 
 
@@ -66,6 +70,16 @@ def layer_patterns(checkpoint: dict) -> dict[str, str]:
     return {name: settings['pattern'] for name, settings in layers.items()}
 
 
+def trained_ramp(checkpoint: dict) -> Ramp | None:
+    """The ramp of a training or a folded checkpoint; None of any other.
+
+    Raises:
+        ValueError: written by a newer version, or of another layout.
+    """
+    ramp = _maxq(checkpoint).get('ramp')
+    return None if ramp is None else Ramp.parse(ramp)
+
+
 def _maxq(checkpoint: dict) -> dict:
     maxq = checkpoint.get(KEY, {})
     if not isinstance(maxq, dict) or maxq.get('version', VERSION) != VERSION:
@@ -79,11 +93,12 @@ def fold_checkpoint(checkpoint: dict) -> dict:
     Raises:
         ValueError: no MaxQ checkpoint.
     """
-    layers = _maxq(checkpoint).get('layers')
-    if not layers:
+    maxq = _maxq(checkpoint)
+    if not maxq.get('layers'):
         raise ValueError(f'no MaxQ checkpoint: it has no {KEY!r} part')
+    kept = {key: maxq[key] for key in _FOLDED_KEYS if key in maxq}
     folded = {key: checkpoint[key] for key in _INFERENCE_KEYS if key in checkpoint}
-    return {**folded, KEY: dict(version=VERSION, layers=layers)}
+    return {**folded, KEY: kept}
 
 
 def load_file(path: str | Path) -> dict:

@@ -1,8 +1,10 @@
 """The hook that brings MaxQ into a Runner's training."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
+from mmengine.dist import master_only
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
@@ -14,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from ..functional.masks import AXES, satisfies
 from ..functional.ramp import Ramp
 from ..nn.layers import MaskSettings, MaxQLayer
-from ..nn.report import table
+from ..nn.report import report, table
 from ..nn.select import check_selection, select
 from ..nn.sparsify import SparsityHandle, check_training, sparsify
 from .checkpoint import raw_weights, store_effective
@@ -110,6 +112,22 @@ class MaxQHook(Hook):
 
     def after_test_epoch(self, runner: Runner, metrics=None) -> None:
         self._invalidate()
+
+    @master_only
+    def after_train(self, runner: Runner) -> None:
+        """Leave a picture of what was trained in the work dir."""
+        from . import figure  # matplotlib takes longer to import than all of this package
+
+        handle, path = self.handle, Path(runner.work_dir) / 'maxq.png'
+        layers = handle.layers.values()
+        weights = figure.gather([layer.effective for layer in layers],
+                                [layer.weight for layer in layers])
+        drawn = figure.draw(report(_plain_model(runner)), weights,
+                            figure.history(runner.message_hub.log_scalars), handle.ramp)
+        try:
+            figure.save(drawn, path)
+        except OSError as error:  # a training of days does not fail on a picture
+            runner.logger.error(f'MaxQ: cannot write {path}: {error}')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self.handle is not None:

@@ -52,6 +52,11 @@ DETECTORS = {
     'Mask R-CNN, Swin': Detector(
         'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco', {'backbone.depths': [1, 1, 1, 1]},
         ('WindowMSA', 'ConvTranspose2d')),
+    'Mask R-CNN, ConvNeXt': Detector(
+        'mask_rcnn/mask-rcnn_r50_fpn_1x_coco',
+        {'backbone': dict(_delete_=True, type='SmallConvNeXt', depths=(1, 1, 1, 1),
+                          channels=(48, 96, 192, 384)),
+         'neck.in_channels': [48, 96, 192, 384]}, ('grouped', 'ConvTranspose2d')),
     'Faster R-CNN, ResNeXt': Detector(
         'faster_rcnn/faster-rcnn_x101-32x4d_fpn_1x_coco', R50, ('frozen', 'grouped')),
     'Faster R-CNN, Res2Net': Detector('res2net/faster-rcnn_res2net-101_fpn_2x_coco', R50),
@@ -67,6 +72,7 @@ def build(detector: Detector) -> nn.Module:
     """The model in training mode, where the stages that its config freezes are frozen."""
     cfg = Config.fromfile(CONFIGS / f'{detector.config}.py')
     importlib.import_module('mmdet.models')
+    importlib.import_module('tests.detectors.convnext')
     init_default_scope('mmdet')
     cfg.model.backbone.init_cfg = None  # no download
     cfg.model.data_preprocessor.pop('batch_augments', None)

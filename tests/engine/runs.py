@@ -49,7 +49,8 @@ class Classifier(BaseModel):
         features = features.mean(dim=(2, 3))
         if mode == 'loss':
             features = nn.functional.dropout(features, self.dropout)
-            return dict(loss=nn.functional.cross_entropy(self.head(features), torch.as_tensor(y)))
+            y = torch.as_tensor(y, device=features.device)
+            return dict(loss=nn.functional.cross_entropy(self.head(features), y))
         logits = self.head(features)
         return logits if mode == 'tensor' else list(logits)
 

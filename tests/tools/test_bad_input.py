@@ -124,6 +124,15 @@ def test_picture_of_an_unknown_kind(refuse, checkpoint, shapes):
     assert '.png' in refuse('draw.py', CONFIG, checkpoint, 'a.xyz', '--data-root', shapes)
 
 
+def test_report_that_cannot_be_written(refuse, folded, trained, tmp_path):
+    config = trained / 'quickstart_mask_rcnn_r18.py'
+    (tmp_path / 'file').write_text('')
+    assert 'cannot write' in refuse('report.py', config, folded, '--json', tmp_path / 'file/a.json')
+    error = refuse('report.py', config, folded, '--plot', tmp_path / 'a.xyz')
+    assert f"no picture of kind 'xyz' can be written: {tmp_path / 'a.xyz'}" in error
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
 def test_fold(refuse, checkpoint, trained, tmp_path):
     out = tmp_path / 'out.pth'
     save_file(dict(precious=1), out)

@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from mmengine.config import Config
@@ -120,7 +121,13 @@ def test_fold_leaves_only_what_inference_needs(trained, folded):
 
 def test_report_and_picture(trained, folded, tmp_path):
     config = trained / Path(CONFIG).name
-    text = run_tool('tools/report.py', config, folded, '--size', '64', '64')
+    text = run_tool('tools/report.py', config, folded, '--size', '64', '64',
+                    '--plot', tmp_path / 'new/report.png', '--json', tmp_path / 'report.json')
+    written = json.loads((tmp_path / 'report.json').read_text())
+    assert written['totals']['satisfied'] == len(written['layers']) == 19
+    assert written['totals']['macs'] == 2 * written['totals']['macs_kept'] > 0
+    for picture in (tmp_path / 'new/report.png', trained / 'maxq.png'):
+        assert cv2.imread(str(picture)).shape[0] >= 700
     assert 'total: 19 layers' in text
     assert '19/19' in text
     assert '50.00%' in text
@@ -128,7 +135,6 @@ def test_report_and_picture(trained, folded, tmp_path):
     half_way = run_tool('tools/report.py', config, trained / 'epoch_20.pth')
     assert '0/19' in half_way
     run_tool('tools/draw.py', config, folded, tmp_path / 'new/picture.png', '--images', '3')
-    import cv2
     assert cv2.imread(str(tmp_path / 'new/picture.png')).shape == (256, 512, 3)
 
 
@@ -136,8 +142,6 @@ def test_show_dir_gets_a_picture_of_each_image(trained, folded, tmp_path):
     run_tool('tools/test.py', trained / Path(CONFIG).name, folded, '--work-dir', tmp_path / 'w',
              '--show-dir', tmp_path / 'shown')
     assert len(list((tmp_path / 'shown').glob('*.png'))) == 8
-
-
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='bfloat16 is for machines without a GPU')

@@ -1,4 +1,4 @@
-"""bfloat16 on CPUs: masks, decay and weights in float32, and how far from a float32 run."""
+"""Mixed precision: masks, decay and weights in float32, and how far from a float32 run."""
 
 import pytest
 import torch
@@ -48,17 +48,25 @@ def run(work_dir, wrapper, epochs=4, **settings):
     return runner, record
 
 
-def test_close_to_float32(tmp_path):
+GPU = torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(('wrapper', 'dtype'), [
+    pytest.param('CPUAmpOptimWrapper', torch.bfloat16,
+                 marks=pytest.mark.skipif(GPU, reason='for machines without a GPU')),
+    pytest.param('AmpOptimWrapper', torch.float16,
+                 marks=pytest.mark.skipif(not GPU, reason='needs a GPU'))])
+def test_close_to_float32(tmp_path, wrapper, dtype):
     """After four epochs within a few percent, as 8 bits of precision allow; not equal."""
-    (full, _), (mixed, record) = (run(tmp_path / wrapper, wrapper)
-                                  for wrapper in ('OptimWrapper', 'CPUAmpOptimWrapper'))
-    assert set(record.seen.values()) == {torch.bfloat16}
+    full, _ = run(tmp_path / 'full', 'OptimWrapper')
+    mixed, record = run(tmp_path / 'mixed', wrapper)
+    assert set(record.seen.values()) == {dtype}
     for (key, a), b in zip(full.model.named_parameters(), mixed.model.parameters(), strict=True):
         assert b.dtype == torch.float32
         assert not torch.equal(a, b)
         assert torch.linalg.norm(a - b) < 0.08 * torch.linalg.norm(a), key
     for key in CONVS:
-        stored = load_file(tmp_path / 'CPUAmpOptimWrapper/epoch_4.pth')
+        stored = load_file(tmp_path / 'mixed/epoch_4.pth')
         raw = stored['maxq']['raw'][key]
         assert raw.dtype == stored['state_dict'][key].dtype == torch.float32
         assert torch.allclose(stored['state_dict'][key], raw * reference_soft_mask(raw, 2, 4, 0.))
