@@ -580,9 +580,14 @@ void add_decay(at::Tensor grad, const at::Tensor& weight, const at::Tensor& effe
   float* g = grad.data_ptr<float>();
   const float* w = weight.data_ptr<float>();
   const float* e = effective.data_ptr<float>();
-  const float factor = static_cast<float>(decay);
+  const Vec factor(static_cast<float>(decay)), zero(0);
   at::parallel_for(0, grad.numel(), 1 << 15, [&](int64_t i, int64_t end) {
-    for (; i < end; ++i) g[i] += e[i] == 0 ? factor * w[i] : 0.f;
+    for (; i < end; i += Vec::size()) {
+      const int64_t count = std::min<int64_t>(Vec::size(), end - i);
+      const Vec pull = factor * Vec::loadu(w + i, count);
+      const Vec pruned = Vec::loadu(e + i, count) == zero;
+      (Vec::loadu(g + i, count) + (pull & pruned)).store(g + i, count);
+    }
   });
 }
 
