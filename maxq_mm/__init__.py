@@ -1,5 +1,6 @@
 """MaxQ (N:M weight sparsity, arXiv 2312.07061) for MMDetection 3.x and plain PyTorch."""
 
+from .engine.compact import load_compact, save_compact
 from .engine.cpu_amp import CPUAmpOptimWrapper
 from .engine.maxq_hook import MaxQHook
 from .engine.reseed_hook import ReseedHook
@@ -14,7 +15,8 @@ from .nn.sparsify import sparsify
 
 __version__ = '0.1.0'
 __all__ = ['CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRunner', 'ReseedHook',
-           'dense_fraction', 'fold', 'keep_mask', 'report', 'satisfies', 'soft_mask', 'sparsify']
+           'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
+           'save_compact', 'soft_mask', 'sparsify']
 
 # Resuming any mmengine run, MaxQ or not, needs this on torch >= 2.6.
 allow_mmengine_checkpoints()

@@ -25,4 +25,5 @@ def test_public_names():
     assert all(hasattr(maxq_mm, name) for name in maxq_mm.__all__)
     assert set(maxq_mm.__all__) == {
         'CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRunner', 'ReseedHook',
-        'dense_fraction', 'fold', 'keep_mask', 'report', 'satisfies', 'soft_mask', 'sparsify'}
+        'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
+        'save_compact', 'soft_mask', 'sparsify'}

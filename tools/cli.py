@@ -16,7 +16,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 import maxq_mm
-from maxq_mm.engine.checkpoint import load_file, save_file
+from maxq_mm.engine.checkpoint import save_file
+from maxq_mm.engine.compact import load_any, name_for_mmengine
 
 USAGE_ERROR = 2
 # What mmengine needs to resume; a folded checkpoint or a bare state dict does not have it.
@@ -126,13 +127,15 @@ def prepare_run(args: argparse.Namespace) -> Config:
 
 def build_runner(cfg: Config) -> Runner:
     """The Runner, of the type that the config asks for; else :class:`maxq_mm.MaxQRunner`."""
+    if cfg.get('load_from'):
+        cfg.load_from = name_for_mmengine(cfg.load_from)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else maxq_mm.MaxQRunner.from_cfg(cfg)
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint's content; UsageError if it cannot be read."""
+    """A checkpoint's content, of a compact file, too; UsageError if it cannot be read."""
     try:
-        return load_file(path)
+        return load_any(path)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from error
 
