@@ -27,6 +27,8 @@ def apply(args: argparse.Namespace, cfg) -> None:
     if args.amp:
         if get_device() == 'cpu':
             cfg.optim_wrapper.type = 'CPUAmpOptimWrapper'
+            for setting in ('loss_scale', 'dtype'):  # of float16; bfloat16 needs no scaling
+                cfg.optim_wrapper.pop(setting, None)
         else:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.loss_scale = 'dynamic'
@@ -38,6 +40,9 @@ def apply(args: argparse.Namespace, cfg) -> None:
     resume = args.resume
     if resume == 'auto':  # a first start has nothing to resume, and goes on as without the flag
         resume = find_latest_checkpoint(cfg.work_dir)
+        if resume == '':
+            raise cli.UsageError(f'{cfg.work_dir}/last_checkpoint is empty: name the checkpoint, '
+                                 '--resume CHECKPOINT')
     if resume is not None:
         cfg.resume = True
         cfg.load_from = resume

@@ -35,7 +35,11 @@ def gather(effective: Sequence[Tensor], raw: Sequence[Tensor] | None) -> Weights
     def row(weights: Sequence[Tensor]) -> Tensor:
         return torch.cat([weight.detach().float().cpu().reshape(-1)[::step] for weight in weights])
 
-    return Weights(row(effective), None if raw is None else row(raw))
+    drawn = row(effective)
+    if raw is None:
+        return Weights(drawn[drawn.isfinite()], None)
+    finite = drawn.isfinite() & row(raw).isfinite()  # those of a run that diverged are not
+    return Weights(drawn[finite], row(raw)[finite])
 
 
 def history(scalars: Mapping[str, HistoryBuffer]) -> list[float]:
@@ -119,7 +123,8 @@ def _distribution(axes: Axes, weights: Weights) -> None:
     axes.set_title('weights')
     kept = weights.effective != 0
     # All but one in a thousand: a few outliers would leave nothing to see.
-    reach = float(weights.effective.abs().quantile(0.999)) or 1.
+    reach = float(weights.effective.abs().quantile(0.999)) if len(kept) else 0.
+    reach = reach or 1.
     span = (-reach, reach)
     axes.hist(weights.effective[kept].numpy(), _BINS, span, label='effective, kept', alpha=0.6)
     if weights.raw is not None:

@@ -7,9 +7,9 @@ import torch
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -32,6 +32,11 @@ def _with_frozen_stages(runner: Runner) -> nn.Module:
     return _plain_model(runner)
 
 
+def _optim_wrappers(runner: Runner) -> list[OptimWrapper]:
+    wrapper = runner.optim_wrapper
+    return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+
+
 def _ema_hook(runner: Runner) -> EMAHook | None:
     return next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
 
@@ -45,8 +50,8 @@ class MaxQHook(Hook):
 
     Raises:
         ValueError: a bad argument, named with its value; before any training also names that
-            match no layer, a model without a layer that can be sparse, and a ramp that would
-            not be over when training is.
+            match no layer, a model without a layer that can be sparse, a ramp that would not be
+            over when training is, and an EMAHook that runs later.
     """
 
     priority = 'LOW'
@@ -74,19 +79,14 @@ class MaxQHook(Hook):
         self.handle = sparsify(_with_frozen_stages(runner), **self.layers, **self.training)
         for attached in self._attached:  # by an earlier training of the same Runner
             attached.remove()
-        wrapper = runner.optim_wrapper
-        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else (wrapper,)
-        self._attached = [attached for one in wrappers
-                          for attached in self.handle.attach(one.optimizer)]
+        self._attached = [attached for wrapper in _optim_wrappers(runner)
+                          for attached in self.handle.attach(wrapper.optimizer)]
         self._set_progress(runner)
         runner.logger.info(_summary(self.handle))
 
-    def before_train_epoch(self, runner: Runner) -> None:
-        if self.ramp.by_epoch:
-            self._set_progress(runner)
-
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        if not self.ramp.by_epoch:
+        # Between two steps only: gradients that add up are those of one mask.
+        if all(wrapper.should_update() for wrapper in _optim_wrappers(runner)):
             self._set_progress(runner)
         scalars = {'train/maxq/dense_fraction': self.handle.dense_fraction,
                    'train/maxq/sparsity': self.handle.sparsity}
@@ -119,7 +119,9 @@ class MaxQHook(Hook):
         from . import figure  # matplotlib takes longer to import than all of this package
 
         handle, path = self.handle, Path(runner.work_dir) / 'maxq.png'
-        layers = handle.layers.values()
+        layers = [layer for layer in handle.layers.values() if isinstance(layer, MaxQLayer)]
+        if not layers:  # folded since
+            return
         weights = figure.gather([layer.effective for layer in layers],
                                 [layer.weight for layer in layers])
         drawn = figure.draw(report(_plain_model(runner)), weights,
@@ -166,6 +168,14 @@ class MaxQHook(Hook):
         self.handle.set_progress(runner.epoch if self.ramp.by_epoch else runner.iter)
 
     def _check_runner(self, runner: Runner) -> None:
+        if self.ramp.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop) and (
+                self.ramp.end > self.ramp.begin):
+            raise ValueError('ramp by_epoch=True does not fit an iteration-based loop, which has '
+                             'no epochs: give begin and end in iterations, and by_epoch=False')
+        ema = _ema_hook(runner)
+        if ema is not None and runner.hooks.index(ema) > runner.hooks.index(self):
+            raise ValueError('EMAHook runs after MaxQHook: give it a higher priority than LOW, so '
+                             'that the averaged weights are masked')
         unit, total = (('epoch', runner.max_epochs) if self.ramp.by_epoch else
                        ('iteration', runner.max_iters))
         left = self.ramp(total - 1)

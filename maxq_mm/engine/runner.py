@@ -4,11 +4,15 @@ from pathlib import Path
 
 import torch.distributed
 from mmengine.device import get_device
-from mmengine.dist import is_distributed, master_only
+from mmengine.dist import all_reduce_params, is_distributed, master_only
+from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
+
+# mmengine's names of what writes to a disk.
+_ON_DISK = ('local', 'disk')
 
 
 @RUNNERS.register_module()
@@ -18,7 +22,7 @@ class MaxQRunner(Runner):
     A checkpoint is written beside its place and renamed, so that a run killed meanwhile keeps the
     one that stood there. Without a GPU, ``launcher='pytorch'`` trains with gloo: mmengine's own
     Runner asks for a CUDA device there. Synchronised batch norm exists on GPUs alone; on CPUs each
-    process normalises its own batch, with a warning.
+    process normalises its own batch, with a warning, and running statistics are averaged.
 
     Raises:
         ValueError: another launcher without a GPU.
@@ -35,28 +39,52 @@ class MaxQRunner(Runner):
             torch.distributed.init_process_group('gloo')
         super().setup_env(env_cfg)
 
+    def register_hooks(self, default_hooks: dict | None = None,
+                       custom_hooks: list | None = None) -> None:
+        super().register_hooks(default_hooks, custom_hooks)
+        if self._on_cpus:
+            self.register_hook(_AverageBuffers())
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         if self._on_cpus and not is_model_wrapper(model):
             defaults = dict(type='MMDistributedDataParallel', broadcast_buffers=False,
                             find_unused_parameters=self.cfg.get('find_unused_parameters', False))
             model_wrapper_cfg = {**defaults, **(model_wrapper_cfg or {}), 'device_ids': None}
-            if self.cfg.get('sync_bn') is not None:
-                self.logger.warning(f'sync_bn={self.cfg.sync_bn!r} needs GPUs: each process '
-                                    'normalises its own batch')
+            if self.cfg.get('sync_bn') is not None or any(
+                    isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+                self.logger.warning('synchronised batch norm needs GPUs: each process normalises '
+                                    'its own batch')
                 self.cfg.sync_bn = None
             model = revert_sync_batchnorm(model)
         return super().wrap_model(model_wrapper_cfg, model)
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, file_client_args: dict | None = None,
-                        *, backend_args: dict | None = None, **kwargs) -> None:
-        if file_client_args or backend_args or '://' in str(out_dir):  # not a local file
-            super().save_checkpoint(out_dir, filename, file_client_args,
-                                    backend_args=backend_args, **kwargs)
+                        *args, **kwargs) -> None:
+        backend = (file_client_args or kwargs.get('backend_args') or {}).get('backend', 'local')
+        if backend not in _ON_DISK or '://' in str(out_dir):
+            super().save_checkpoint(out_dir, filename, file_client_args, *args, **kwargs)
             return
-        beside = Path(out_dir) / f'.{filename}.part'
+        path = Path(out_dir, filename)
+        beside = path.with_name(f'.{path.name}.part')
         try:
-            super().save_checkpoint(out_dir, beside.name, **kwargs)
-            beside.replace(Path(out_dir) / filename)
+            super().save_checkpoint(str(beside.parent), beside.name, file_client_args, *args,
+                                    **kwargs)
+            beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+class _AverageBuffers(Hook):
+    """Average the processes' running statistics, so that they test and save one model.
+
+    On GPUs synchronised batch norm keeps them equal.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None,
+                         outputs=None) -> None:
+        buffers = [b for b in runner.model.buffers() if b.is_floating_point()]
+        if buffers:
+            all_reduce_params(buffers, op='mean')

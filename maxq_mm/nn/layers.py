@@ -95,6 +95,8 @@ class MaxQLayer(nn.Module):
         # True once torch.compile has traced this layer: compiled code cannot ask whether the raw
         # weight has changed, so that the effective one follows as soon as it is told so.
         self._compiled = False
+        # True once an optimizer tells it of its steps.
+        self.attached = False
 
     @classmethod
     def from_dense(cls, module: nn.Module, settings: MaskSettings) -> 'MaxQLayer':
@@ -109,7 +111,7 @@ class MaxQLayer(nn.Module):
         self.weight.copy_(self.effective)
         self.__class__ = self.dense_type
         for name in ('settings', 'dense_reason', 'dense_fraction', 'as_stored', '_keep',
-                     '_effective', '_source', '_compiled'):
+                     '_effective', '_source', '_compiled', 'attached'):
             delattr(self, name)
         return self
 
@@ -151,14 +153,17 @@ class MaxQLayer(nn.Module):
         return self._effective
 
     def _refresh_if_stale(self) -> None:
-        if self._effective is None or self._source is None or self._source != self._state():
+        if not self._is_current():
             self.refresh()
 
-    def _state(self) -> tuple | None:
-        """What the effective weight depends on; None if torch does not count its changes."""
-        if self.weight.is_inference():
-            return None
-        return self.weight._version, self.weight.data_ptr(), self.dense_fraction
+    def _is_current(self) -> bool:
+        """Whether the effective weight is that of the present raw one, as far as torch counts."""
+        if self._effective is None or self._source is None or self.weight.is_inference():
+            return False
+        # An alias of the weight it was made of: while it lives, no other has its address.
+        alias, version, fraction = self._source
+        return (alias.data_ptr() == self.weight.data_ptr() and version == self.weight._version
+                and fraction == self.dense_fraction)
 
     def refresh(self) -> None:
         """Compute the effective weight from the raw one now."""
@@ -174,7 +179,8 @@ class MaxQLayer(nn.Module):
                 self._keep = self._keep.to(self.weight.device)
             self._effective = None  # never two copies at once
             self._effective = self.apply_mask(self.weight)
-        self._source = self._state()
+        self._source = None if self.weight.is_inference() else (
+            self.weight.detach(), self.weight._version, self.dense_fraction)
 
     def invalidate(self) -> None:
         """The raw weight may have changed where torch or compiled code could not see it."""
@@ -213,7 +219,14 @@ class MaxQLayer(nn.Module):
 
 @torch.compiler.assume_constant_result
 def _join_compilation(layer: MaxQLayer) -> bool:
-    """Run once, while ``layer`` is traced: from then on it refreshes without being called."""
+    """Run once, while ``layer`` is traced: from then on it refreshes without being called.
+
+    Raises:
+        RuntimeError: it is to be trained, and no optimizer would tell it of its steps.
+    """
+    if layer.training and layer.weight.requires_grad and not layer.attached:
+        raise RuntimeError('a MaxQ layer is compiled for training, but its optimizer is not '
+                           'attached: call handle.attach(optimizer) first')
     layer._compiled = True
     layer._refresh_if_stale()
     return True

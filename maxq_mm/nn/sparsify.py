@@ -72,22 +72,30 @@ class SparsityHandle:
         """Let every step of ``optimizer`` pull the pruned weights to zero.
 
         decay * weight is added to the gradient of each pruned weight that ``optimizer`` trains,
-        inside its ``step``: after unscaling, all-reduce, accumulation and clipping. Returns the
+        inside its ``step``: after unscaling, all-reduce, accumulation and clipping. A step then
+        raises ValueError for a closure, whose gradients would come after the decay. Returns the
         handles that take this back.
         """
-        trained = {id(p) for group in optimizer.param_groups for p in group['params']}
-        # By parameter, so that one that two layers share decays once.
-        layers = {id(layer.weight): layer for layer in self.layers.values()
-                  if id(layer.weight) in trained}.values()
+        for layer in self.layers.values():
+            layer.attached = True
 
         @torch.no_grad()
-        def add_decay(*_) -> None:
+        def add_decay(_, arguments: tuple, named: dict) -> None:
+            if not self.decay:
+                return
+            # arguments[0] is the optimizer itself
+            if any(given is not None for given in (*arguments[1:], named.get('closure'))):
+                raise ValueError('step(closure) computes gradients after the decay of pruned '
+                                 'weights was added: set decay=0 or step without a closure')
+            trained = {id(p) for group in optimizer.param_groups for p in group['params']}
+            # By parameter, so that one that two layers share decays once.
+            layers = {id(layer.weight): layer for layer in self.layers.values()
+                      if isinstance(layer, MaxQLayer) and id(layer.weight) in trained}
             # A fused optimizer unscales by itself, inside its step; then the scale is set here.
             scale = getattr(optimizer, 'grad_scale', None)
-            for layer in layers:
-                grad = layer.weight.grad
-                if self.decay and grad is not None and isinstance(layer, MaxQLayer):
-                    add_decay_(grad, layer.weight, layer.effective, self.decay, scale)
+            for layer in layers.values():
+                if layer.weight.grad is not None:
+                    add_decay_(layer.weight.grad, layer.weight, layer.effective, self.decay, scale)
 
         return (optimizer.register_step_pre_hook(add_decay),
                 optimizer.register_step_post_hook(lambda *_: self.invalidate()))

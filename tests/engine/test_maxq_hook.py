@@ -321,3 +321,15 @@ def test_load_from_a_checkpoint_of_another_shape(trained, tmp_path, ema):
     runner.logger.warning = lambda message, *_: warnings.append(message)
     runner.train()
     assert any('1 raw weights of the checkpoint do not fit' in message for message in warnings)
+
+
+def test_averaging_that_runs_too_late_is_refused(tmp_path):
+    runner = make_runner(tmp_path, [*HOOKS, dict(EMA, priority='VERY_LOW')])
+    with pytest.raises(ValueError, match='EMAHook runs after MaxQHook'):
+        runner.train()
+
+
+def test_an_iteration_based_loop_has_no_epochs(tmp_path):
+    runner = make_runner(tmp_path, HOOKS, loop=dict(by_epoch=False, max_iters=8, val_interval=8))
+    with pytest.raises(ValueError, match='by_epoch=False'):
+        runner.train()

@@ -198,3 +198,44 @@ def test_load_from_a_folded_checkpoint(tmp_path):
         stored = load_file(tmp_path / 'b/epoch_4.pth')['state_dict'][key]
         assert satisfies(stored, '2:4')
         assert not torch.equal(stored != 0, record.model[key] != 0), 'no pruned weight came back'
+
+
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_masks_change_between_steps_only(tmp_path, by_epoch, monkeypatch):
+    """Once a step and not within one, though batches outnumber steps and epochs cut steps."""
+    from maxq_mm.nn.layers import MaxQLayer
+    refreshed = []
+    refresh = MaxQLayer.refresh
+    monkeypatch.setattr(MaxQLayer, 'refresh', lambda self: (refreshed.append(id(self)),
+                                                            refresh(self)))
+
+    class Count(Hook):
+        def __init__(self):
+            self.fractions = []
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            hook = next(h for h in runner.hooks if type(h).__name__ == 'MaxQHook')
+            self.fractions.append(hook.handle.dense_fraction)
+
+    count = Count()
+    ramp = dict(type='linear', begin=0, end=3 if by_epoch else 14, by_epoch=by_epoch)
+    runner = make_runner(
+        tmp_path, [HOOK | dict(ramp=ramp)], saving=dict(type='CheckpointHook', interval=100),
+        loop=dict(by_epoch=True, max_epochs=4, val_interval=100),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=OPTIMIZERS['SGD'],
+                           accumulative_counts=3))
+    runner.register_hook(count)
+    runner.train()
+    changes = [i for i in range(1, 16) if count.fractions[i] != count.fractions[i - 1]]
+    assert changes
+    assert all(i % 3 == 0 for i in changes)
+    # two layers: once a step for 16 iterations, once when made sparse, once for the picture
+    assert len(refreshed) <= 2 * (16 // 3 + 1 + 1 + 1)
+
+
+def test_a_run_that_diverges_ends_with_its_picture(tmp_path):
+    runner = make_runner(tmp_path, [HOOK], optim_wrapper=dict(
+        type='OptimWrapper', optimizer=dict(type='SGD', lr=1e30)))
+    runner.train()
+    assert not runner.model.backbone[0].weight.isfinite().all()
+    assert (tmp_path / 'maxq.png').is_file()

@@ -47,6 +47,8 @@ def test_two_processes_agree_and_equal_one(two_processes, tmp_path):
     runner = make_runner(tmp_path, model=model(), batch_size=4, **SETTINGS)
     runner.train()
     one = weights(runner)
+    for rank in ranks:
+        del rank['validated']
     assert_close(ranks[0], one, rtol=1e-4, atol=1e-6)
     for key in one:
         if key.endswith('.effective'):
@@ -100,3 +102,33 @@ def test_a_failed_save_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatc
         runner.save_checkpoint(str(tmp_path), 'epoch_4.pth')
     assert (tmp_path / 'epoch_4.pth').read_bytes() == before
     assert not list(tmp_path.glob('.*'))
+
+
+@pytest.mark.parametrize('saving', [
+    dict(filename_tmpl='sub/epoch_{}.pth'), dict(backend_args=dict(backend='local')),
+    dict(save_best='total', rule='greater'), dict(max_keep_ckpts=2)], ids=str)
+def test_what_checkpoint_hooks_ask_for(tmp_path, saving):
+    (tmp_path / 'sub').mkdir()
+    files = []
+    for kind in (Runner, MaxQRunner):
+        work_dir = tmp_path / kind.__name__
+        (work_dir / 'sub').mkdir(parents=True)
+        make_runner(work_dir, model=model(), saving=dict(type='CheckpointHook', **saving),
+                    **{**SETTINGS, 'runner_type': kind}).train()
+        files.append(sorted(str(path.relative_to(work_dir)) for path in work_dir.rglob('*.pth')))
+    assert files[0] == files[1]
+
+
+def test_save_checkpoint_takes_what_mmengines_takes(tmp_path):
+    runner = make_runner(tmp_path, model=model(), **SETTINGS)
+    runner.train()
+    runner.save_checkpoint(str(tmp_path), 'bare.pth', None, False)
+    assert 'optimizer' not in load_file(tmp_path / 'bare.pth')
+
+
+def test_two_processes_with_trained_batch_norm_save_what_they_validate(tmp_path):
+    run_two(tmp_path, '--train-norm')
+    ranks = [load_file(tmp_path / f'rank{rank}.pth') for rank in (0, 1)]
+    assert_close(*ranks, rtol=0, atol=0)
+    tester = make_runner(tmp_path / 'test', [], load_from=str(tmp_path / 'epoch_4.pth'))
+    assert abs(tester.test()['total'] - ranks[0]['validated']) < 1e-5

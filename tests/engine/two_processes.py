@@ -16,10 +16,10 @@ SETTINGS = dict(
     runner_type=MaxQRunner)
 
 
-def model() -> Classifier:
+def model(norm_eval: bool = True) -> Classifier:
     """Batch norm uses stored statistics, so that halves of a batch make a whole."""
     torch.manual_seed(1)
-    return Classifier(dropout=0., norm_eval=True)
+    return Classifier(dropout=0., norm_eval=norm_eval)
 
 
 def weights(runner) -> dict[str, torch.Tensor]:
@@ -33,10 +33,13 @@ def weights(runner) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     out = Path(sys.argv[1])
-    resume = dict(resume=True, load_from=sys.argv[2]) if len(sys.argv) > 2 else {}
-    runner = make_runner(out, model=model(), batch_size=2, launcher='pytorch', **SETTINGS, **resume)
+    train_norm = sys.argv[2:] == ['--train-norm']
+    resume = dict(resume=True, load_from=sys.argv[2]) if sys.argv[2:] and not train_norm else {}
+    runner = make_runner(out, model=model(norm_eval=not train_norm), batch_size=2,
+                         launcher='pytorch', **SETTINGS, **resume)
     runner.train()
-    torch.save(weights(runner), out / f'rank{get_rank()}.pth')
+    validated = torch.as_tensor(runner.message_hub.get_scalar('val/total').data[0][-1])
+    torch.save({**weights(runner), 'validated': validated}, out / f'rank{get_rank()}.pth')
     torch.distributed.destroy_process_group()
 
 

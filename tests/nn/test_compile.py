@@ -125,3 +125,17 @@ def test_a_copy_compiles_too():
         expected = model(x)
         again = copy.deepcopy(model)
         assert torch.equal(torch.compile(again, fullgraph=True, backend='aot_eager')(x), expected)
+
+
+def test_training_needs_an_attached_optimizer():
+    """Nobody else would tell compiled code of a step."""
+    model = small().train()
+    handle = sparsify(model, '2:4', decay=0.)
+    compiled = torch.compile(model, backend='aot_eager')
+    x = torch.randn(4, 3, 8, 8)
+    with pytest.raises(Exception, match='call handle.attach') as error:
+        compiled(x)
+    assert 'RuntimeError' in repr(error.value) or isinstance(error.value, RuntimeError)
+    torch._dynamo.reset()
+    handle.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert_close([compiled(x)], [model(x)])

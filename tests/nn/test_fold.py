@@ -28,3 +28,14 @@ def test_layers_that_stayed_dense_fold_too():
     fold(model)
     assert type(model[0]) is nn.Conv2d
     assert torch.equal(model[0].weight, weight)
+
+
+def test_a_weight_that_layers_share_is_masked_once():
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8, bias=False))
+    model[2].weight = model[0].weight
+    sparsify(model, '2:4')
+    x = torch.randn(5, 8)
+    with torch.no_grad():
+        before = model(x)
+        fold(model)
+        assert torch.equal(model(x), before)

@@ -153,3 +153,14 @@ def test_registered():
 def test_bad_arguments(arguments, named):
     with pytest.raises(ValueError, match=named):
         MaxQLinear(8, 8, **arguments)
+
+
+def test_a_weight_at_the_address_of_another_is_not_taken_for_it():
+    layer = MaxQLinear(64, 64, pattern='2:4', bias=False)
+    x = torch.eye(64)
+    with torch.no_grad():
+        for _ in range(20):  # the allocator gives each the memory of the one before
+            weight = layer.weight + torch.randn(64, 64)
+            given = torch.func.functional_call(layer, {'weight': weight}, (x, ))
+            assert torch.equal(given, layer.apply_mask(weight).T)
+            del weight

@@ -199,3 +199,28 @@ def test_bad_arguments_change_nothing(model, arguments, named):
     with pytest.raises(ValueError, match=named):
         sparsify(model, **{'pattern': '2:4', **arguments})
     assert type(model[0]) is nn.Conv2d
+
+
+def test_a_step_with_a_closure_is_refused():
+    layer = nn.Linear(8, 8)
+    model = nn.Sequential(layer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsify(model, '2:4').attach(optimizer)
+    for call in (lambda: optimizer.step(lambda: None), lambda: optimizer.step(closure=int)):
+        with pytest.raises(ValueError, match='closure'):
+            call()
+    optimizer.step(None)
+
+
+def test_parameters_added_to_the_optimizer_later_decay():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=1.)
+    handle = sparsify(model, '2:4', decay=0.5)
+    handle.attach(optimizer)
+    optimizer.add_param_group(dict(params=model[1].parameters()))
+    before = model[1].weight.detach().clone()
+    pruned = model[1].effective == 0
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert torch.allclose(model[1].weight, before * (1 - 0.5 * pruned.float()))

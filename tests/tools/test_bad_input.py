@@ -72,6 +72,12 @@ def test_resume_and_load_from_checkpoints_that_are_not_there(refuse, common, tmp
     assert not (tmp_path / 'work').exists()
 
 
+def test_resume_from_an_empty_note_of_the_last_checkpoint(refuse, common, tmp_path):
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work/last_checkpoint').touch()
+    assert 'last_checkpoint is empty' in refuse('train.py', CONFIG, '--resume', *common)
+
+
 def test_checkpoint_of_another_model(refuse, checkpoint, common):
     error = refuse('test.py', CONFIG, checkpoint, *common)
     assert str(checkpoint) in error

@@ -64,7 +64,7 @@ def test_two_processes_train_what_one_does(tmp_path, shapes):
     run_tool('tools/train.py', *arguments[1], '--work-dir', tmp_path / 'one')
     config, *rest = arguments[2]
     text = launch('dist_train.sh', config, 2, *rest, '--work-dir', tmp_path / 'two')
-    assert "sync_bn='torch' needs GPUs" in text
+    assert 'synchronised batch norm needs GPUs' in text
     one, two = (load_file(tmp_path / run / 'epoch_3.pth') for run in ('one', 'two'))
     assert one['maxq']['layers'] == two['maxq']['layers']
     assert len(one['maxq']['layers']) > 20

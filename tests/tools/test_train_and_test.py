@@ -114,7 +114,7 @@ def test_resumed_run_is_bit_identical(trained, options, tmp_path):
 def test_fold_leaves_only_what_inference_needs(trained, folded):
     checkpoint, small = load_file(trained / 'epoch_40.pth'), load_file(folded)
     assert set(small) == {'meta', 'state_dict', 'maxq'}
-    assert set(small['maxq']) == {'version', 'layers'}
+    assert set(small['maxq']) == {'version', 'layers', 'ramp'}
     assert small['state_dict'].keys() == checkpoint['state_dict'].keys()
     assert folded.stat().st_size < 0.4 * (trained / 'epoch_40.pth').stat().st_size
 
@@ -149,7 +149,8 @@ def test_mixed_precision(options, tmp_path):
     """On CPUs too, regions pooled and all; what is stored is float32 and of the pattern."""
     text = run_tool('tools/train.py', CONFIG, '--amp', '--work-dir', tmp_path, *options,
                     'train_cfg.max_epochs=3', 'train_cfg.val_interval=3',
-                    'custom_hooks.0.ramp.end=2', 'default_hooks.checkpoint.interval=3')
+                    'custom_hooks.0.ramp.end=2', 'default_hooks.checkpoint.interval=3',
+                    'optim_wrapper.loss_scale=dynamic')
     assert "type='CPUAmpOptimWrapper'" in text
     checkpoint = load_file(tmp_path / 'epoch_3.pth')
     assert all(value.dtype in (torch.float32, torch.int64) and value.isfinite().all()
