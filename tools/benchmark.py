@@ -12,6 +12,7 @@ import argparse
 import copy
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -65,6 +66,14 @@ def check(args: argparse.Namespace) -> None:
     for pattern in args.pattern:
         if Pattern.parse(pattern).is_dense:
             raise cli.UsageError(f'--pattern {pattern} prunes nothing')
+    if args.device.split(':')[0] not in ('cpu', 'cuda'):
+        raise cli.UsageError(f'--device must be cpu or cuda, got {args.device}')
+    if min(args.size) < 32:
+        raise cli.UsageError(f'--size must be at least 32 32, got {args.size[0]} {args.size[1]}')
+    if args.json is not None:  # now, not after minutes of measuring
+        with cli.writing(args.json):
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=args.json.parent).close()
     try:
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
@@ -96,13 +105,11 @@ def torch_alone():
 
 
 def bench_masks(args: argparse.Namespace, cfg, measure: Callable) -> list[dict]:
-    model = build(cfg, args.device)
-    handle = sparsify(model, args.pattern[0], include=('backbone', ))
-    weights = [layer.weight.detach().to(DTYPES[args.dtype]) for layer in handle.layers.values()]
     rows = []
     for pattern in args.pattern:
         n, m = Pattern.parse(pattern)
-        fit = [weight for weight in weights if weight.shape[1] % m == 0]
+        handle = sparsify(build(cfg, args.device), pattern, include=('backbone', ))
+        fit = [layer.weight.detach().to(DTYPES[args.dtype]) for layer in handle.layers.values()]
         for progress, fraction in FRACTIONS.items():
 
             def refresh(one, fit=fit, fraction=fraction, pattern=pattern):
@@ -236,7 +243,8 @@ def main() -> None:
         return summarize(alternate(variants, args.repeat, device, progress), baseline)
 
     rows = BENCHES[args.what](args, cfg, measure)
-    settings = dict(what=args.what, model=args.config.name, dtype=args.dtype, repeat=args.repeat)
+    settings = dict(what=args.what, model=args.config.name, dtype=args.dtype, repeat=args.repeat,
+                    native=native.available())
     if args.what != 'masks':
         settings |= dict(size=list(args.size), batch=args.batch)
     on = machine(device)

@@ -24,8 +24,11 @@ def alternate(variants: dict[str, Callable[[], object]], repeat: int, device: to
               progress: Callable[[Iterable], Iterable] = iter) -> dict[str, list[float]]:
     """Seconds of ``repeat`` calls of every variant, in turns, after one call of each unmeasured."""
     seconds = {name: [] for name in variants}
+    order = list(variants)
     for turn in progress(range(repeat + 1)):
-        for name, call in variants.items():
+        order = order[1:] + order[:1]  # none is always the one after a certain other
+        for name in order:
+            call = variants[name]
             synchronize(device)
             start = time.perf_counter()
             call()

@@ -160,7 +160,7 @@ def _mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float, axes: S
     check_order(order)
     check_blocks(weight.shape, pattern.m)
     _check_fraction(dense_fraction)
-    if native.serves(pattern, order, weight):
+    if native.serves(weight, pattern, order):
         count = dense_count(dense_fraction, weight.numel() // pattern.m)
         return native.soft_mask(weight, pattern, count, axes, temperature, order, effective)
     keep = keep_mask(weight, pattern, dense_fraction, order)

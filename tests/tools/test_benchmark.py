@@ -48,6 +48,10 @@ def test_runs(tmp_path, what, options):
     (['masks', '--pattern', '4:4'], '4:4 prunes nothing'),
     (['masks', '--pattern', '5:4'], '5:4'),
     (['train', '--device', 'cuda:99'], '--device cuda:99'),
+    (['train', '--device', 'meta'], 'cpu or cuda, got meta'),
+    (['train', '--size', '1', '1'], 'at least 32 32'),
+    (['masks', '--pattern', '1:7'], 'no layer can be 1:7'),
+    (['masks', '--json', '/proc/none/out.json'], 'cannot write'),
     (['train', '--device', 'cpu', '--dtype', 'float16'], 'bfloat16'),
     (['masks', '--model', 'nowhere.py'], 'config not found: nowhere.py'),
 ])
@@ -62,7 +66,7 @@ def test_variants_take_turns():
     calls = []
     seconds = measure.alternate({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, 3,
                                 torch.device('cpu'))
-    assert calls == ['a', 'b'] * 4  # one turn to warm up
+    assert calls == ['b', 'a', 'a', 'b'] * 2  # one turn to warm up
     assert [len(values) for values in seconds.values()] == [3, 3]
 
 

@@ -133,7 +133,10 @@ std::pair<int32_t, int32_t> select(const int32_t* values, int64_t size, int64_t 
 
 Threshold threshold(std::pair<int32_t, int32_t> around) {
   const float kth = number(around.first), following = number(around.second);
-  return {kth, (kth + following) / 2, kAllTied};
+  const float middle = (kth + following) / 2;
+  // Two that are so large that their sum is infinite: nothing is above their middle.
+  if (std::isinf(middle)) return {middle, std::numeric_limits<float>::max(), kAllTied};
+  return {kth, middle, kAllTied};
 }
 
 // Position, along values[0], values[stride], ..., of the wanted-th (from 1) that equals tied.
@@ -358,8 +361,9 @@ std::vector<float> block_norms(const float* weight, const Shape& shape) {
 }
 
 // Which blocks stay dense: count of them, of the smallest (or largest) L1 norm, the first of equal
-// norms. A norm is the sum that torch computes, whose order of additions depends on the machine: so
-// sums of our own settle all blocks but those near the threshold, and torch's settle these.
+// norms. A norm is the sum that torch computes over a contiguous row, whose order of additions
+// depends on the machine: so sums of our own settle all blocks but those near the threshold, and
+// torch's settle these.
 std::vector<uint8_t> dense_blocks(const float* weight, const Shape& shape, int64_t count,
                                   bool largest) {
   const int64_t total = shape.blocks();
@@ -438,7 +442,6 @@ struct Queries {
   const Threshold* filters;    // per filter, or null
   const Threshold* positions;  // per kernel position, or null
   float per_temperature;
-  bool tied;                   // some threshold has values equal to it on both sides
 };
 
 // What weigh needs of a tile's place: its filter and first channel, and per column the threshold of
@@ -478,7 +481,9 @@ void weigh(Tile& tile, const Shape& shape, const Place& place, const Queries& qu
       }
       Vec value = one + top / bottom;
       if (effective) value = value * Vec::loadu(&tile.weight[i]);
-      const Vec kept = (Vec::loadu(&tile.rank[i]) >= kept_from) | Vec::loadu(&tile.stays[c]);
+      // NaN ranks nowhere; it is kept, so that it is seen.
+      const Vec kept = (Vec::loadu(&tile.rank[i]) >= kept_from) | Vec::loadu(&tile.stays[c]) |
+                       (magnitude != magnitude);
       (value & kept).store(&tile.magnitude[i]);
     }
   }
@@ -504,7 +509,8 @@ void weigh_ties(Tile& tile, const Shape& shape, const Place& place, const Querie
       if (queries.positions)
         mask += query(queries.positions[position], place.filter * shape.channels + channel);
       const float value = effective ? mask * tile.weight[j * tile.width + c] : mask;
-      const bool kept = tile.rank[j * tile.width + c] >= shape.m - shape.n || bits(tile.stays[c]);
+      const bool kept = tile.rank[j * tile.width + c] >= shape.m - shape.n ||
+                        bits(tile.stays[c]) || std::isnan(magnitude);
       magnitude = kept ? value : 0.f;
     }
   }
@@ -513,8 +519,9 @@ void weigh_ties(Tile& tile, const Shape& shape, const Place& place, const Querie
 at::Tensor soft_mask(const at::Tensor& weight, int64_t n, int64_t m, int64_t dense_count,
                      bool largest, bool by_filter, bool by_position, double temperature,
                      bool effective) {
-  TORCH_CHECK(weight.is_contiguous() && weight.scalar_type() == at::kFloat && m <= kMaxM &&
-              n < m && weight.dim() >= 2 && weight.size(1) % m == 0, "maxq_mm: unfit weight");
+  TORCH_CHECK(weight.is_contiguous() && weight.scalar_type() == at::kFloat && 0 < n &&
+              n < m && m <= kMaxM && weight.dim() >= 2 && weight.size(1) % m == 0 &&
+              0 <= dense_count && dense_count <= weight.numel() / m, "maxq_mm: unfit weight");
   at::Tensor result = at::empty_like(weight);
   if (weight.numel() == 0) return result;
   Shape shape{weight.size(0), weight.size(1), 1, n, m};
@@ -532,17 +539,17 @@ at::Tensor soft_mask(const at::Tensor& weight, int64_t n, int64_t m, int64_t den
                                   smallest(shape.filters * shape.channels));
   const auto dense = dense_count == 0 ? std::vector<uint8_t>()
                                       : dense_blocks(from, shape, dense_count, largest);
+  // Where a threshold has values equal to it on both sides.
   const auto is_tied = [](const Threshold& split) { return split.last_tied != kAllTied; };
+  const bool tied_position = std::any_of(positions.begin(), positions.end(), is_tied);
   const Queries queries{by_filter ? filters.data() : nullptr,
                         by_position ? positions.data() : nullptr,
-                        static_cast<float>(1 / temperature),
-                        std::any_of(filters.begin(), filters.end(), is_tied) ||
-                            std::any_of(positions.begin(), positions.end(), is_tied)};
-  const auto apply = queries.tied               ? weigh_ties
-                     : by_filter && by_position ? weigh<true, true>
-                     : by_filter                ? weigh<true, false>
-                     : by_position              ? weigh<false, true>
-                                                : weigh<false, false>;
+                        static_cast<float>(std::min<double>(
+                            1 / temperature, std::numeric_limits<float>::max()))};
+  const auto untied = by_filter && by_position ? weigh<true, true>
+                      : by_filter              ? weigh<true, false>
+                      : by_position            ? weigh<false, true>
+                                               : weigh<false, false>;
   const Tiling tiling(shape);
   const Movers move = movers(shape);
   std::vector<float> kth(tiling.width, 0), middle(tiling.width, 0);
@@ -554,6 +561,8 @@ at::Tensor soft_mask(const at::Tensor& weight, int64_t n, int64_t m, int64_t den
                    [&](int64_t o, int64_t end) {
     Tile tile(m, tiling.width);
     for (; o < end; ++o) {
+      const bool tied = tied_position || (by_filter && is_tied(filters[o]));
+      const auto apply = tied ? weigh_ties : untied;
       for (int64_t g = 0; g < shape.groups(); g += tiling.groups) {
         const int64_t used = std::min(tiling.groups, shape.groups() - g);
         const int64_t first = o * shape.groups() + g, start = first * m * shape.positions;
@@ -575,8 +584,9 @@ at::Tensor soft_mask(const at::Tensor& weight, int64_t n, int64_t m, int64_t den
 // grad += decay * weight wherever effective is 0.
 void add_decay(at::Tensor grad, const at::Tensor& weight, const at::Tensor& effective,
                double decay) {
-  TORCH_CHECK(grad.is_contiguous() && weight.is_contiguous() && effective.is_contiguous(),
-              "maxq_mm: unfit gradient");
+  for (const at::Tensor& tensor : {grad, weight, effective})
+    TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == at::kFloat &&
+                tensor.sizes() == grad.sizes(), "maxq_mm: unfit gradient");
   float* g = grad.data_ptr<float>();
   const float* w = weight.data_ptr<float>();
   const float* e = effective.data_ptr<float>();
