@@ -11,9 +11,9 @@ def fold(model: nn.Module) -> nn.Module:
     ``nn.Conv2d`` and ``nn.Linear`` hold the effective weights afterwards: the outputs are the
     same, the pruned weights exact zeros.
     """
-    layers = [module for module in model.modules() if isinstance(module, MaxQLayer)]
-    for layer in layers:  # all before the first is written: layers may share a weight
-        layer._refresh_if_stale()
-    for layer in layers:
-        layer.to_dense()
+    # All before the first is written: layers may share a weight.
+    effective = {module: module.effective for module in model.modules()
+                 if isinstance(module, MaxQLayer)}
+    for layer, weight in effective.items():
+        layer.to_dense(weight)
     return model

@@ -106,9 +106,9 @@ class MaxQLayer(nn.Module):
         return module
 
     @torch.no_grad()
-    def to_dense(self) -> nn.Module:
-        """Turn back in place, the effective weight stored as the plain one."""
-        self.weight.copy_(self.effective)
+    def to_dense(self, effective: Tensor) -> nn.Module:
+        """Turn back in place, the ``effective`` weight stored as the plain one."""
+        self.weight.copy_(effective)
         self.__class__ = self.dense_type
         for name in ('settings', 'dense_reason', 'dense_fraction', 'as_stored', '_keep',
                      '_effective', '_source', '_compiled', 'attached'):
