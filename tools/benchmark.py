@@ -10,7 +10,6 @@ decide. Images are random, too.
 
 import argparse
 import copy
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -30,7 +29,6 @@ from rich.progress import track
 from torch import nn
 
 from maxq_mm import CPUAmpOptimWrapper, fold, soft_mask, sparsify
-from maxq_mm.engine.checkpoint import save_text
 from maxq_mm.functional import native
 from maxq_mm.functional.masks import effective_weight
 from maxq_mm.functional.pattern import Pattern
@@ -258,9 +256,7 @@ def main() -> None:
     elif args.what == 'train':
         print(f'memory that MaxQ keeps: {rows[-1]["kept"]:.2f} of the sparse weights')
     if args.json is not None:
-        with cli.writing(args.json):
-            save_text(json.dumps(dict(settings=settings, machine=on, rows=rows), indent=1),
-                      args.json)
+        cli.write_json(dict(settings=settings, machine=on, rows=rows), args.json)
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import maxq_mm
-from maxq_mm.engine.checkpoint import save_file
+from maxq_mm.engine.checkpoint import save_file, save_text
 from maxq_mm.engine.compact import load_any, name_for_mmengine
 
 USAGE_ERROR = 2
@@ -160,6 +160,12 @@ def write_checkpoint(checkpoint: dict, path: Path) -> None:
     """Write a checkpoint whole or not at all; UsageError if it cannot be written."""
     with writing(path):
         save_file(checkpoint, path)
+
+
+def write_json(content: dict, path: Path) -> None:
+    """Write a JSON file whole or not at all; UsageError if it cannot be written."""
+    with writing(path):
+        save_text(json.dumps(content, indent=1), path)
 
 
 def check_resumable(checkpoint: dict, path: str | Path) -> None:

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from mmdet.structures import DetDataSample
 from torch import nn
 
 from maxq_mm.engine import figure
-from maxq_mm.engine.checkpoint import layer_patterns, save_text
+from maxq_mm.engine.checkpoint import layer_patterns
 from maxq_mm.nn.report import report
 
 
@@ -47,8 +46,7 @@ def main() -> None:
     found = report(model, inputs, patterns)
     print(found)
     if args.json is not None:
-        with cli.writing(args.json):
-            save_text(json.dumps(found.as_dict(), indent=1), args.json)
+        cli.write_json(found.as_dict(), args.json)
     if args.plot is not None:
         with cli.writing(args.plot):
             figure.save(figure.of_checkpoint(found, model, checkpoint), args.plot)

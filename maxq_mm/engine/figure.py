@@ -38,8 +38,9 @@ def gather(effective: Sequence[Tensor], raw: Sequence[Tensor] | None) -> Weights
     drawn = row(effective)
     if raw is None:
         return Weights(drawn[drawn.isfinite()], None)
-    finite = drawn.isfinite() & row(raw).isfinite()  # those of a run that diverged are not
-    return Weights(drawn[finite], row(raw)[finite])
+    drawn_raw = row(raw)
+    finite = drawn.isfinite() & drawn_raw.isfinite()  # those of a run that diverged are not
+    return Weights(drawn[finite], drawn_raw[finite])
 
 
 def history(scalars: Mapping[str, HistoryBuffer]) -> list[float]:
