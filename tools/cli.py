@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import traceback
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ import maxq_mm
 from maxq_mm.engine.checkpoint import save_file, save_text
 from maxq_mm.engine.compact import load_any, name_for_mmengine
 
+# Of mmengine and mmcv, at every config that they read.
+warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
 USAGE_ERROR = 2
 # What mmengine needs to resume; a folded checkpoint or a bare state dict does not have it.
 _RESUME_KEYS = ('meta', 'state_dict', 'message_hub', 'optimizer')

@@ -8,13 +8,12 @@ carry textures of their own on textured backgrounds. The same seed gives the sam
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import cli
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
+from coco_files import Split, written_folder
 
 CLASSES = ('disc', 'box', 'triangle')
 MIN_COLOUR_DISTANCE = 70  # of an object from the background, so that it can be seen
@@ -77,32 +76,15 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[in
     return np.clip(image, 0, 255).astype(np.uint8), [(c, m) for c, m, _ in objects]
 
 
-def annotation(index: int, mask: np.ndarray, image_id: int, number: int) -> dict:
-    """A COCO annotation with its mask as compressed RLE."""
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return dict(id=number, image_id=image_id, category_id=index + 1, iscrowd=0,
-                area=int(mask.sum()), bbox=coco_mask.toBbox(rle).tolist(),
-                segmentation=dict(size=list(mask.shape), counts=rle['counts'].decode()))
-
-
-def make_split(root: Path, split: str, images: int, size: int, seed: int) -> int:
-    """Write ``root/split/*.png`` and ``root/annotations/split.json``; returns the object count."""
-    (root / split).mkdir(parents=True)
-    (root / 'annotations').mkdir(exist_ok=True)
-    records, annotations = [], []
+def make_split(root: Path, name: str, images: int, size: int, seed: int) -> int:
+    """Write one split into the data set at ``root``; returns the object count."""
+    split = Split(root, name)
     for image_id in range(1, images + 1):
         # A generator an image: a longer split only adds images.
-        rng = np.random.default_rng((seed, split == 'val', image_id))
+        rng = np.random.default_rng((seed, name == 'val', image_id))
         image, objects = draw(rng, size)
-        name = f'{image_id:05d}.png'
-        cv2.imwrite(str(root / split / name), image)
-        records.append(dict(id=image_id, file_name=name, width=size, height=size))
-        annotations += [annotation(c, m, image_id, len(annotations) + k)
-                        for k, (c, m) in enumerate(objects, 1)]
-    categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)]
-    (root / 'annotations' / f'{split}.json').write_text(json.dumps(
-        dict(images=records, annotations=annotations, categories=categories)))
-    return len(annotations)
+        split.add(f'{image_id:05d}.png', image, [(c + 1, mask) for c, mask in objects])
+    return split.finish(CLASSES)
 
 
 def make(root: Path, train: int, val: int, size: int, seed: int) -> str:
@@ -113,13 +95,10 @@ def make(root: Path, train: int, val: int, size: int, seed: int) -> str:
         return f'{root}: already drawn'
     if root.is_file() or root.is_dir() and not stamp.is_file() and any(root.iterdir()):
         raise FileExistsError(f'{root} is there already, and was not made by this tool')
-    beside = root.with_name(root.name + '.part')
-    shutil.rmtree(beside, ignore_errors=True)
-    counts = [make_split(beside, split, images, size, seed)
-              for split, images in (('train', train), ('val', val))]
-    (beside / stamp.name).write_text(json.dumps(settings))
-    shutil.rmtree(root, ignore_errors=True)
-    beside.rename(root)
+    with written_folder(root) as beside:
+        counts = [make_split(beside, split, images, size, seed)
+                  for split, images in (('train', train), ('val', val))]
+        (beside / stamp.name).write_text(json.dumps(settings))
     return (f'{root}: {train} training and {val} validation images of {size} x {size} pixels, '
             f'{counts[0]} and {counts[1]} objects of {len(CLASSES)} classes, seed {seed}')
 

@@ -13,7 +13,8 @@ from maxq_mm import MaxQHook, satisfies
 from maxq_mm.nn.select import select
 
 FOLDER = Path(__file__).parents[2] / 'configs'
-NAMES = sorted(path.stem for path in FOLDER.glob('*.py'))
+NAMES = sorted(path.relative_to(FOLDER).with_suffix('').as_posix()
+               for path in FOLDER.glob('**/*_rcnn_*.py'))
 COCO = [name for name in NAMES if name.endswith('r50') or '_r50_' in name]
 
 
@@ -38,7 +39,7 @@ def test_builds(name):
     model = MODELS.build(cfg.model)
     hooks = [HOOKS.build(hook) for hook in cfg.custom_hooks]
     hooks = [hook for hook in hooks if isinstance(hook, MaxQHook)]
-    assert len(hooks) == ('dense' not in name)
+    assert len(hooks) == ('dense_' not in name)
     drops = [epoch for scheduler in cfg.param_scheduler
              for epoch in scheduler.get('milestones', [cfg.train_cfg.max_epochs])]
     for hook in hooks:

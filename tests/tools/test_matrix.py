@@ -1,0 +1,100 @@
+import json
+
+import cli
+import matrix
+import pytest
+from mmengine.config import Config
+
+from .conftest import ROOT
+
+NUCLEI = ROOT / 'configs/nuclei'
+METHODS = "methods = {'dense': None, 'MaxQ': dict(), 'STE': dict(axes=(), ramp=None, decay=0.)}"
+HEAD = f"start = '{NUCLEI / 'dense_mask_rcnn_r18.py'}'\n" \
+       f"config = '{NUCLEI / 'maxq_mask_rcnn_r18.py'}'\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def spec(runs, head=HEAD + METHODS):
+        path = tmp_path / 'spec.py'
+        path.write_text(f'{head}\nruns = {runs!r}\n')
+        return path
+    return spec
+
+
+def test_multiplies_out_in_order(write):
+    runs = matrix.read_spec(write([
+        dict(methods=['MaxQ', 'dense'], patterns=['2:4', '1:16'], seeds=[0, 1]),
+        dict(methods=['STE'], patterns=['2:4'], seeds=[1, 2])]))
+    assert [run.name for run in runs] == [
+        'start-seed-0', 'maxq-2x4-seed-0', 'maxq-1x16-seed-0', 'dense-seed-0',
+        'start-seed-1', 'maxq-2x4-seed-1', 'maxq-1x16-seed-1', 'dense-seed-1',
+        'ste-2x4-seed-1', 'start-seed-2', 'ste-2x4-seed-2']
+    assert all(run.start == f'start-seed-{run.seed}' for run in runs if run.method != 'start')
+    assert all(run.pattern is None for run in runs if run.method in ('start', 'dense'))
+
+
+@pytest.mark.parametrize('name', ['sweep', 'ablations'])
+def test_specs_of_the_project(name, tmp_path):
+    runs = matrix.read_spec(NUCLEI / f'{name}.py')
+    assert len({run.name for run in runs}) == len(runs) > 10
+    for run in runs:
+        cfg = matrix.configure(run, tmp_path, None)
+        hooks = [hook for hook in cfg.custom_hooks if hook['type'] == 'MaxQHook']
+        assert [hook['pattern'] for hook in hooks] == ([run.pattern] if run.pattern else [])
+
+
+def test_configures_the_hook_alone(write, tmp_path):
+    runs = {run.name: run for run in matrix.read_spec(write([
+        dict(methods=['dense', 'STE', 'MaxQ'], patterns=['1:16'], seeds=[3])]))}
+    folder = tmp_path / 'start-seed-3'
+    folder.mkdir()
+    (folder / 'last_checkpoint').write_text(str(folder / 'epoch_9.pth'))
+    made = {name: matrix.configure(run, tmp_path, None) for name, run in runs.items()}
+    maxq, ste, dense = (made[f'{name}-seed-3'] for name in ('maxq-1x16', 'ste-1x16', 'dense'))
+    default = Config.fromfile(NUCLEI / 'maxq_mask_rcnn_r18.py').custom_hooks
+    assert maxq.custom_hooks == [dict(default[0], pattern='1:16'), default[1]]
+    assert ste.custom_hooks == [dict(default[0], pattern='1:16', axes=(), ramp=None, decay=0.),
+                                default[1]]
+    assert dense.custom_hooks == [default[1]]
+    assert made['start-seed-3'].load_from is None
+    for cfg in (maxq, ste, dense):
+        assert cfg.randomness.seed == 3
+        assert cfg.load_from == str(folder / 'epoch_9.pth')
+    for key in ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'train_dataloader'):
+        assert maxq[key] == ste[key] == dense[key]
+
+
+@pytest.mark.parametrize('runs, head, words', [
+    ([dict(methods=['PQ'], patterns=['2:4'], seeds=[0])], HEAD + METHODS, "'PQ'"),
+    ([dict(methods=['MaxQ'], patterns=['5:4'], seeds=[0])], HEAD + METHODS, '5:4'),
+    ([dict(methods=['MaxQ'], seeds=[0])], HEAD + METHODS, 'patterns'),
+    ([], HEAD + METHODS, 'no run'),
+    ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0])],
+     "start = config = 'gone.py'\n" + METHODS, 'gone.py'),
+    ([], 'x = ', 'not a sweep spec'),
+], ids=['method', 'pattern', 'no patterns', 'empty', 'config', 'syntax'])
+def test_bad_specs(write, runs, head, words):
+    with pytest.raises(cli.UsageError, match='spec') as error:
+        matrix.read_spec(write(runs, head))
+    assert words in str(error.value)
+
+
+def log(folder, time, *lines):
+    path = folder / time / 'vis_data'
+    path.mkdir(parents=True)
+    (path / 'scalars.json').write_text('\n'.join(lines))
+
+
+def test_history_of_a_resumed_run(tmp_path):
+    def train(step, loss):
+        return json.dumps(dict(loss=loss, step=step, epoch=1))
+
+    def val(step, score):
+        return json.dumps({'coco/bbox_mAP': score, 'step': step})
+
+    log(tmp_path, '2', train(15, 4.), train(25, 5.), val(1, 0.6))  # resumed at 10
+    log(tmp_path, '1', train(10, 1.), train(20, 2.), val(1, 0.5), train(30, 3.), '{"loss": 2')
+    trained, validated = matrix.history(tmp_path)
+    assert [(t['step'], t['loss']) for t in trained] == [(10, 1.), (15, 4.), (25, 5.)]
+    assert [(v['step'], v['coco/bbox_mAP']) for v in validated] == [(1, 0.6)]

@@ -1,0 +1,84 @@
+import json
+
+import numpy as np
+import pytest
+import sweep_report
+from scipy import stats
+
+from .conftest import ROOT, run_tool
+
+SPEC = ROOT / 'configs/nuclei/sweep.py'
+
+
+def made(method, pattern, seed, segm):
+    """What a finished run leaves, with scores given."""
+    return dict(
+        name=f'{method}-{pattern}-{seed}'.lower(), method=method, pattern=pattern, seed=seed,
+        start=None, epochs=2, iterations=20, scores=dict(bbox_mAP=segm + .05, segm_mAP=segm),
+        curve=dict(epoch=[1, 2], bbox_mAP=[.1, segm + .05], segm_mAP=[.1, segm]),
+        train=dict(epoch=[1., 2.], loss=[3., 2.],
+                   dense_fraction=[.5, 0.] if method == 'MaxQ' else [0., 0.]), hook=None)
+
+
+RUNS = [made(method, pattern, seed, score)
+        for method, pattern, values in [
+            ('start', None, [.30, .31, .32]), ('dense', None, [.31, .32, .33]),
+            ('SR-STE', '1:16', [.20, .22, .24]), ('MaxQ', '1:16', [.25, .26, .30]),
+            ('SR-STE', '2:4', [.30, .31, .32]), ('MaxQ', '2:4', [.31, .30, .33]),
+            ('ASP', '1:16', [.15])]
+        for seed, score in enumerate(values)]
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / 'runs.json'
+    path.write_text(json.dumps(RUNS))
+    return path
+
+
+def test_paired_difference():
+    groups = sweep_report.group(RUNS)
+    values = sweep_report.paired(groups['MaxQ', '1:16'], groups['SR-STE', '1:16'], 'segm_mAP')
+    np.testing.assert_allclose(values, [5, 4, 6])
+    interval = stats.t.interval(0.95, 2, loc=5, scale=1 / np.sqrt(3))
+    assert sweep_report.half_width(values) == pytest.approx((interval[1] - interval[0]) / 2)
+    assert sweep_report.difference(values) == ('+5.0 ± 2.5', 'better')
+    assert sweep_report.difference(-values) == ('-5.0 ± 2.5', 'worse')
+    assert sweep_report.difference(values - 4) == ('+1.0 ± 2.5', 'within noise')
+    assert sweep_report.difference(values[:1]) == ('+5.0', 'one seed')
+
+
+def test_pairs_by_seed():
+    runs = {seed: made('MaxQ', '2:4', seed, score) for seed, score in [(1, .5), (2, .6), (7, 0.)]}
+    against = {seed: made('SR-STE', '2:4', seed, score) for seed, score in [(2, .5), (1, .45)]}
+    np.testing.assert_allclose(sweep_report.paired(runs, against, 'segm_mAP'), [5, 10])
+
+
+def test_writes_table_plots_and_runs(source, tmp_path):
+    out = tmp_path / 'docs/results'
+    printed = run_tool('tools/sweep_report.py', SPEC, '--runs', source, '--out', out)
+    table = (out / 'results.md').read_text()
+    row = '| 1:16 | MaxQ | 3 | 32.0 ± 2.6 | 27.0 ± 2.6 | +5.0 ± 2.5 | +5.0 ± 2.5 | better |'
+    assert row in table
+    assert row in printed
+    assert '| 2:4 | MaxQ | 3 | 36.3 ± 1.5 | 31.3 ± 1.5 | +0.3 ± 2.9 | +0.3 ± 2.9 | within noise |' \
+        in table
+    assert '| 1:16 | ASP | 1 | 20.0 | 15.0 | -5.0 | -5.0 | one seed |' in table
+    assert '|  | dense | 3 | 37.0 ± 1.0 | 32.0 ± 1.0 |  |  |  |' in table
+    assert json.loads((out / 'runs.json').read_text()) == RUNS
+    for picture in ('sparsity.png', 'curves.png'):
+        assert (out / picture).read_bytes().startswith(b'\x89PNG')
+    again = tmp_path / 'again'  # from what was written
+    run_tool('tools/sweep_report.py', SPEC, '--runs', out / 'runs.json', '--out', again)
+    assert (again / 'results.md').read_text() == table
+
+
+def test_refusals(refuse, source, tmp_path):
+    arguments = SPEC, '--out', tmp_path / 'out', '--runs'
+    assert 'no finished run' in refuse('sweep_report.py', *arguments, tmp_path)
+    assert 'spec not found' in refuse('sweep_report.py', 'x.py', *arguments[1:], source)
+    assert '--reference x is no method' in refuse('sweep_report.py', *arguments, source,
+                                                  '--reference', 'x')
+    source.write_text('{')
+    assert 'not the runs of a sweep' in refuse('sweep_report.py', *arguments, source)
+    assert not (tmp_path / 'out').exists()

@@ -1,0 +1,177 @@
+"""A matrix of training runs: what a spec asks for, and what a finished run leaves.
+
+A spec is a config file of four settings, with paths relative to it:
+
+    start = 'dense.py'    # config trained once a seed; the other runs start from its last weights
+    config = 'maxq.py'    # config of all other runs, with a MaxQHook
+    methods = dict(dense=None, MaxQ=dict(), STE=dict(axes=(), ramp=None, decay=0.))
+    runs = [dict(methods=['STE', 'MaxQ'], patterns=['2:4', '1:16'], seeds=[0, 1, 2])]
+
+A method is what it changes of the hook's settings, or None for no hook. Each entry of ``runs``
+multiplies out; the order is that of running. A run's settings stand in NAME.py; what training
+writes is in the folder NAME, with result.json once it is finished.
+"""
+
+import copy
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cli
+from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
+
+from maxq_mm.engine.checkpoint import save_text
+from maxq_mm.functional.pattern import Pattern
+
+START = 'start'
+SCORES = ('bbox_mAP', 'segm_mAP')
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a method with a pattern (None: dense) and a seed."""
+
+    method: str
+    pattern: str | None
+    seed: int
+    config: Path
+    changes: dict | None = None  # of MaxQHook's settings; None: trains without it
+    start: str | None = None  # name of the run whose trained weights it starts from
+
+    @property
+    def name(self) -> str:
+        words = [self.method, (self.pattern or '').replace(':', 'x'), f'seed {self.seed}']
+        return re.sub(r'[^a-z0-9]+', '-', ' '.join(words).lower()).strip('-')
+
+
+def read_spec(path: Path) -> list[Run]:
+    """The runs that a spec asks for, each start before those that need it; each once."""
+    if not path.is_file():
+        raise cli.UsageError(f'spec not found: {path}')
+    try:
+        spec = Config.fromfile(path).to_dict()
+        runs = _multiply(spec, path.parent)
+    except (KeyError, TypeError, ValueError, AttributeError, SyntaxError) as error:
+        raise cli.UsageError(f'not a sweep spec: {path} ({type(error).__name__}: {error})'
+                             ) from error
+    if not runs:
+        raise cli.UsageError(f'not a sweep spec: {path} asks for no run')
+    for config in {run.config for run in runs}:
+        if not config.is_file():
+            raise cli.UsageError(f'{path}: config not found: {config}')
+    return runs
+
+
+def _multiply(spec: dict, folder: Path) -> list[Run]:
+    start, config, methods = folder / spec['start'], folder / spec['config'], spec['methods']
+    runs: dict[str, Run] = {}
+    for entry in spec['runs']:
+        for seed in entry['seeds']:
+            first = Run(START, None, seed, start)
+            runs.setdefault(first.name, first)
+            for method in entry['methods']:
+                if method not in methods:
+                    raise ValueError(f'method {method!r} of runs is not among methods')
+                changes = methods[method]
+                for pattern in [None] if changes is None else entry['patterns']:
+                    text = None if pattern is None else str(Pattern.parse(pattern))
+                    run = Run(method, text, seed, config, changes, first.name)
+                    runs.setdefault(run.name, run)
+    return list(runs.values())
+
+
+@lru_cache
+def _read_config(path: Path) -> Config:
+    return Config.fromfile(path)
+
+
+def configure(run: Run, out: Path, data_root: Path | None) -> Config:
+    """The whole config of a run, in folder ``out / run.name``."""
+    cfg = copy.deepcopy(_read_config(run.config))
+    if data_root is not None:
+        cli.use_data_root(cfg, data_root)
+    hooks = cfg.get('custom_hooks') or []
+    ours = [hook for hook in hooks if hook.get('type') == 'MaxQHook']
+    if run.changes is None:
+        cfg.custom_hooks = [hook for hook in hooks if hook not in ours]
+    elif len(ours) == 1:
+        ours[0].update(run.changes, pattern=run.pattern)
+    else:
+        raise cli.UsageError(f'{run.config} has {len(ours)} MaxQHooks, and a sweep changes one')
+    cfg.setdefault('randomness', {}).update(seed=run.seed)
+    cfg.work_dir = str(out / run.name)
+    cfg.load_from = None
+    if run.start is not None:
+        cfg.load_from = find_latest_checkpoint(str(out / run.start))
+    return cfg
+
+
+def epochs_of(run: Run) -> int:
+    """How many epochs the run trains."""
+    train_cfg = _read_config(run.config).train_cfg
+    if 'max_epochs' not in train_cfg:
+        raise cli.UsageError(f'{run.config} trains by iterations; a sweep takes epochs')
+    return train_cfg.max_epochs
+
+
+def config_of(run: Run, out: Path) -> Path:
+    """Where all settings of a run are written. Not in its folder: mmengine writes a copy there."""
+    return out / f'{run.name}.py'
+
+
+def keep_config(run: Run, out: Path, data_root: Path | None) -> None:
+    """Write the run's config where :func:`config_of` says, unless it is there.
+
+    Raises:
+        ValueError: it is there, with other settings.
+    """
+    path, wanted = config_of(run, out), configure(run, out, data_root)
+    if not path.exists():
+        save_text(wanted.pretty_text, path)
+    elif Config.fromfile(path).to_dict() != wanted.to_dict():
+        raise ValueError(f'{path} has other settings than the spec now: move it and '
+                         f'{out / run.name} away, or give another --out')
+
+
+def is_finished(run: Run, out: Path) -> bool:
+    return (out / run.name / 'result.json').is_file()
+
+
+def history(folder: Path) -> tuple[list[dict], list[dict]]:
+    """What a run logged while training and validating, in order; of a resumed run what counts."""
+    train, val = {}, {}
+    for log in sorted(folder.glob('*/vis_data/scalars.json')):
+        for line in log.read_text().splitlines():
+            try:
+                scalars = json.loads(line)
+            except json.JSONDecodeError:  # the last line of a run that was killed
+                continue
+            kind = train if 'loss' in scalars else val
+            for later in [step for step in kind if step >= scalars['step']]:
+                del kind[later]  # trained anew after a resume
+            kind[scalars['step']] = scalars
+    return list(train.values()), list(val.values())
+
+
+def result(run: Run, out: Path) -> dict:
+    """What a finished run is remembered by; ValueError if it is not finished."""
+    folder, epochs = out / run.name, epochs_of(run)
+    train, val = history(folder)
+    if not val or val[-1]['step'] != epochs:
+        raise ValueError(f'{folder} has no scores of epoch {epochs}')
+    per_epoch = max(1, train[-1]['step'] // epochs)
+    cfg = Config.fromfile(config_of(run, out))
+    hook = next((h for h in cfg.get('custom_hooks', []) if h['type'] == 'MaxQHook'), None)
+    curve = {score: [entry[f'coco/{score}'] for entry in val] for score in SCORES}
+    return dict(
+        name=run.name, method=run.method, pattern=run.pattern, seed=run.seed, start=run.start,
+        epochs=epochs, iterations=epochs * per_epoch,
+        scores={score: values[-1] for score, values in curve.items()},
+        curve=dict(epoch=[entry['step'] for entry in val], **curve),
+        train=dict(epoch=[round(entry['step'] / per_epoch, 3) for entry in train],
+                   loss=[round(entry['loss'], 4) for entry in train],
+                   dense_fraction=[entry.get('maxq/dense_fraction', 1.) for entry in train]),
+        hook=None if hook is None else hook.to_dict())

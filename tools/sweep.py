@@ -1,0 +1,198 @@
+"""Train a matrix of runs: methods by patterns by seeds, several at a time, resumable.
+
+    python tools/sweep.py SPEC --out DIR [--data-root DIR] [--jobs N] [--threads N]
+
+What a spec says stands in tools/matrix.py; configs/nuclei/sweep.py is one. Called again, finished
+runs are skipped and a killed one goes on from its last checkpoint. A run that fails leaves
+train.log in its folder, and the others go on.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cli
+import matrix
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from maxq_mm.engine.checkpoint import save_text
+
+TRAIN = Path(__file__).with_name('train.py')
+POLL_SECONDS = 2.
+
+
+@dataclass
+class Training:
+    """A run that trains in a process of its own."""
+
+    run: matrix.Run
+    process: subprocess.Popen
+    slot: int
+    since: float
+
+
+class Sweep:
+    """The runs of a spec on ``jobs`` slots, each with its GPU or its CPU threads."""
+
+    def __init__(self, runs: list[matrix.Run], args: argparse.Namespace) -> None:
+        self.out: Path = args.out
+        self.data_root: Path | None = args.data_root
+        self.threads: int = args.threads
+        self.gpus = torch.cuda.device_count()
+        self.free = list(range(args.jobs))
+        done = [run for run in runs if matrix.is_finished(run, self.out)]
+        for run in done:
+            matrix.keep_config(run, self.out, self.data_root)
+        self.waiting = [run for run in runs if run not in done]
+        self.trained = {run.name for run in done}
+        self.total = len(runs)
+        self.epochs = {run.name: matrix.epochs_of(run) for run in runs}
+        self.active: list[Training] = []
+        self.failed: list[str] = []
+        self.console = Console()
+
+    def go(self) -> None:
+        self.console.print(f'{self.total} runs in {self.out}: {len(self.trained)} finished, '
+                           f'{len(self.waiting)} to train, {len(self.free)} at a time')
+        columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
+                   TextColumn('epochs'), TimeRemainingColumn())
+        with Progress(*columns, console=self.console) as progress, self._stopping():
+            bars = {run.name: progress.add_task(run.name, total=self.epochs[run.name],
+                                                visible=False) for run in self.waiting}
+            everything = progress.add_task('all', total=sum(self.epochs[name] for name in bars))
+            while self.waiting or self.active:
+                self._start_ready()
+                time.sleep(POLL_SECONDS)
+                for training in list(self.active):
+                    ended = training.process.poll() is not None
+                    name = training.run.name
+                    epoch = self.epochs[name] if ended else self._epoch(training.run)
+                    progress.update(bars[name], completed=epoch, visible=not ended)
+                    if ended:
+                        self._finish(training)
+                done = sum(task.completed for task in progress.tasks if task.id != everything)
+                progress.update(everything, completed=done)
+
+    def _start_ready(self) -> None:
+        for run in list(self.waiting):
+            if run.start in self.failed:
+                self._fail(run, f'{run.start} failed, which it starts from')
+                self.waiting.remove(run)
+            elif self.free and (run.start is None or run.start in self.trained):
+                self.waiting.remove(run)
+                self._start(run)
+
+    def _start(self, run: matrix.Run) -> None:
+        folder = self.out / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            matrix.keep_config(run, self.out, self.data_root)
+        except ValueError as error:
+            self._fail(run, str(error))
+            return
+        slot = self.free.pop(0)
+        env = {**os.environ, 'OMP_NUM_THREADS': str(self.threads)}
+        if self.gpus:
+            env['CUDA_VISIBLE_DEVICES'] = str(slot % self.gpus)
+        with (folder / 'train.log').open('a') as log:
+            command = [sys.executable, TRAIN, matrix.config_of(run, self.out),
+                       '--work-dir', folder, '--resume']
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+        self.active.append(Training(run, process, slot, time.monotonic()))
+
+    def _finish(self, training: Training) -> None:
+        run = training.run
+        self.active.remove(training)
+        self.free.append(training.slot)
+        log = self.out / run.name / 'train.log'
+        if training.process.returncode:
+            self._fail(run, f'exit code {training.process.returncode}, see {log}')
+            return
+        try:
+            result = matrix.result(run, self.out)
+        except ValueError as error:
+            self._fail(run, str(error))
+            return
+        save_text(json.dumps(result), self.out / run.name / 'result.json')
+        self.trained.add(run.name)
+        scores = ', '.join(f'{key} {value:.3f}' for key, value in result['scores'].items())
+        minutes = (time.monotonic() - training.since) / 60
+        self.console.print(f'[{len(self.trained)}/{self.total}] {run.name}: {scores} '
+                           f'({minutes:.1f} min)', highlight=False, markup=False)
+
+    def _fail(self, run: matrix.Run, reason: str) -> None:
+        self.failed.append(run.name)
+        self.console.print(f'{run.name} failed: {reason}', highlight=False, markup=False)
+
+    def _epoch(self, run: matrix.Run) -> int:
+        train, _ = matrix.history(self.out / run.name)
+        return int(train[-1].get('epoch', 1)) - 1 if train else 0
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Take the trainings along when this process is interrupted or terminated."""
+        def stop(*_) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            for training in self.active:
+                training.process.terminate()
+            for training in self.active:
+                training.process.wait()
+
+
+def parse_args() -> argparse.Namespace:
+    gpus = torch.cuda.device_count()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('spec', type=Path, help='what to train: a file as tools/matrix.py says')
+    parser.add_argument('--out', type=Path, required=True, help='folder of the runs')
+    parser.add_argument('--data-root', type=Path, help='use this data set in all of them')
+    parser.add_argument('--jobs', type=cli.positive, default=max(1, gpus),
+                        help='trainings at a time (default: one a GPU, or one)')
+    parser.add_argument('--threads', type=cli.positive,
+                        help='CPU threads of each (default: all cores, shared)')
+    args = parser.parse_args()
+    if args.threads is None:
+        args.threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    runs = matrix.read_spec(args.spec)
+    for config in {run.config for run in runs}:  # before anything trains
+        cfg = cli.Config.fromfile(config)
+        if args.data_root is not None:
+            cli.use_data_root(cfg, args.data_root)
+        cli.check_data(cfg, 'train', 'val')
+    try:
+        sweep = Sweep(runs, args)
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from error
+    try:
+        sweep.go()
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on', file=sys.stderr)
+        sys.exit(130)
+    if sweep.failed:
+        print(f'{len(sweep.failed)} of {sweep.total} runs failed: {", ".join(sweep.failed)}',
+              file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,220 @@
+"""Compare the finished runs of a sweep: tables, two plots and all runs as JSON.
+
+    python tools/sweep_report.py SPEC --runs DIR --out docs/results/NAME
+
+Reads what tools/sweep.py left in DIR (or, with --runs FILE, an earlier runs.json) and writes
+runs.json, results.md, sparsity.png and curves.png.
+
+A method is compared with the reference (SR-STE) seed by seed, both having started from the same
+weights: the mean of these differences, and the interval that holds the true one with 95 %
+confidence (Student's t). An interval that holds 0 is called noise.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import cli
+import matrix
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from scipy import stats
+
+from maxq_mm.engine import figure
+from maxq_mm.engine.checkpoint import save_text
+from maxq_mm.functional.pattern import Pattern
+
+CONFIDENCE = 0.95
+# Runs by (method, pattern), then by seed.
+Groups = dict[tuple[str, str | None], dict[int, dict]]
+
+
+def read_runs(spec: Path, source: Path) -> tuple[list[dict], int]:
+    """The finished runs, in the spec's order, and how many it asks for."""
+    wanted = matrix.read_spec(spec)
+    try:
+        if source.is_file():
+            runs = json.loads(source.read_text())
+        else:
+            runs = [json.loads((source / run.name / 'result.json').read_text())
+                    for run in wanted if matrix.is_finished(run, source)]
+        known = {run['name'] for run in runs}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise cli.UsageError(f'not the runs of a sweep: {source} ({error})') from error
+    if not known:
+        raise cli.UsageError(f'no finished run in {source}')
+    return runs, len(wanted)
+
+
+def group(runs: Iterable[dict]) -> Groups:
+    groups: Groups = {}
+    for run in runs:
+        groups.setdefault((run['method'], run['pattern']), {})[run['seed']] = run
+    return groups
+
+
+def scores(runs: dict[int, dict], score: str) -> np.ndarray:
+    """A score of every seed's run, in points (0 to 100)."""
+    return np.array([100 * run['scores'][score] for run in runs.values()])
+
+
+def paired(runs: dict[int, dict], reference: dict[int, dict], score: str) -> np.ndarray:
+    """Differences in points between runs that share a seed."""
+    return np.array([100 * (run['scores'][score] - reference[seed]['scores'][score])
+                     for seed, run in runs.items() if seed in reference])
+
+
+def half_width(values: np.ndarray) -> float:
+    """Half of the confidence interval of the mean of ``values``; NaN for fewer than two."""
+    if len(values) < 2:
+        return float('nan')
+    spread = values.std(ddof=1) / np.sqrt(len(values))
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * spread)
+
+
+def spread(values: np.ndarray) -> str:
+    """Mean and standard deviation over seeds."""
+    return (f'{values.mean():.1f} ± {values.std(ddof=1):.1f}' if len(values) > 1
+            else f'{values.mean():.1f}')
+
+
+def difference(values: np.ndarray) -> tuple[str, str]:
+    """A paired difference with its interval, and what it says."""
+    if not len(values):
+        return '', ''
+    width = half_width(values)
+    if np.isnan(width):
+        return f'{values.mean():+.1f}', 'one seed'
+    verdict = ('within noise' if abs(values.mean()) <= width else
+               'better' if values.mean() > 0 else 'worse')
+    return f'{values.mean():+.1f} ± {width:.1f}', verdict
+
+
+def order(key: tuple[str, str | None]) -> float:
+    """Dense first, then by the share that is kept."""
+    pattern = None if key[1] is None else Pattern.parse(key[1])
+    return -1. if pattern is None else -pattern.n / pattern.m
+
+
+def table(groups: Groups, reference: str) -> str:
+    """The comparison as Markdown."""
+    rows = ['| pattern | method | n | bbox mAP | segm mAP | '
+            f'bbox − {reference} | segm − {reference} | segm, in words |',
+            '|---|---|---|---|---|---|---|---|']
+    for method, pattern in sorted(groups, key=order):
+        runs = groups[method, pattern]
+        compared = ('', ''), ('', '')
+        if method != reference:
+            against = groups.get((reference, pattern), {})
+            compared = tuple(difference(paired(runs, against, score)) for score in matrix.SCORES)
+        cells = [pattern or '', method, len(runs),
+                 *(spread(scores(runs, score)) for score in matrix.SCORES),
+                 compared[0][0], compared[1][0], compared[1][1]]
+        rows.append('| ' + ' | '.join(map(str, cells)) + ' |')
+    return '\n'.join(rows)
+
+
+def page(runs: list[dict], wanted: int, reference: str, command: str) -> str:
+    """All of results.md."""
+    trained = [run for run in runs if run['method'] != matrix.START]
+    iterations = sorted({run['iterations'] for run in trained})
+    start = sorted({run['iterations'] for run in runs if run['method'] == matrix.START})
+    return '\n'.join([
+        f'{len(runs)} of {wanted} runs: `{command}`', '',
+        f'Every run trained {_join(iterations)} iterations, from the dense weights of its seed, '
+        f'themselves trained for {_join(start)} iterations (`{matrix.START}`).', '',
+        'mAP in points: mean ± standard deviation over n seeds. Differences are paired by seed, '
+        f'with their {CONFIDENCE:.0%} interval (Student\'s t; with 3 seeds it is wide); "within '
+        'noise" is an interval that holds 0. "One seed" says nothing about noise.', '',
+        table(group(runs), reference), '',
+        '![mAP by the share of weights kept](sparsity.png)', '',
+        '![Training curves](curves.png)', ''])
+
+
+def _join(numbers: list[int]) -> str:
+    return ' or '.join(f'{number:,}' for number in numbers)
+
+
+def draw_sparsity(groups: Groups, methods: list[str]) -> Figure:
+    """mAP over the share of weights pruned, a line a method."""
+    picture = Figure(figsize=(11, 4.5), layout='constrained')
+    for axes, score in zip(picture.subplots(1, 2), matrix.SCORES, strict=True):
+        dense = groups.get(('dense', None))
+        if dense is not None:
+            mean = scores(dense, score).mean()
+            axes.axhline(mean, color='black', linestyle='--', linewidth=1, label='dense')
+        for method in methods:
+            keys = sorted((key for key in groups if key[0] == method and key[1]), key=order)
+            values = [scores(groups[key], score) for key in keys]
+            error = [v.std(ddof=1) if len(v) > 1 else 0. for v in values]
+            axes.errorbar([key[1] for key in keys], [v.mean() for v in values], error,
+                          marker='o', capsize=3, label=method)
+        axes.set_xlabel('pattern')
+        axes.set_ylabel(score.replace('_', ' ') + ', points')
+        axes.legend(fontsize=8)
+    picture.suptitle('mean and standard deviation over seeds')
+    return picture
+
+
+def draw_curves(groups: Groups, methods: list[str], pattern: str) -> Figure:
+    """Validation mAP and training loss by epoch, means over seeds, with the ramp drawn in."""
+    picture = Figure(figsize=(11, 4.5), layout='constrained')
+    left, right = picture.subplots(1, 2)
+    shown = [('dense', None), *((method, pattern) for method in methods)]
+    for key in [key for key in shown if key in groups]:
+        runs = list(groups[key].values())
+        curve = np.mean([run['curve'][matrix.SCORES[1]] for run in runs], 0)
+        line, = left.plot(runs[0]['curve']['epoch'], 100 * curve, marker='o', label=key[0])
+        loss = np.mean([run['train']['loss'] for run in runs], 0)
+        right.plot(runs[0]['train']['epoch'], loss, label=key[0], color=line.get_color())
+        ramp = runs[0]['train']['dense_fraction']
+        if max(ramp) > 0 and key[1] is not None:
+            for axes in (left, right):
+                _draw_ramp(axes, runs[0]['train']['epoch'], ramp, key[0], line.get_color())
+    left.set_ylabel('segm mAP on the validation set, points')
+    right.set_ylabel('training loss')
+    for axes in (left, right):
+        axes.set_xlabel('epoch')
+        axes.legend(fontsize=8)
+    picture.suptitle(f'{pattern}, mean over seeds')
+    return picture
+
+
+def _draw_ramp(axes: Axes, epochs: list[float], ramp: list[float], name: str, colour) -> None:
+    behind = axes.twinx()
+    behind.fill_between([0, *epochs], [ramp[0], *ramp], step='pre', alpha=0.12, color=colour)
+    behind.set_ylim(0, 1.02)
+    behind.set_ylabel(f'dense fraction of {name}', color=colour)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('spec', type=Path, help='what tools/sweep.py trained')
+    parser.add_argument('--runs', type=Path, required=True, help="sweep's --out, or a runs.json")
+    parser.add_argument('--out', type=Path, required=True, help='folder to write')
+    parser.add_argument('--reference', default='SR-STE', help='method to compare with')
+    parser.add_argument('--curves', default='1:16', metavar='N:M', help='pattern of the curves')
+    args = parser.parse_args()
+
+    runs, wanted = read_runs(args.spec, args.runs)
+    groups = group(runs)
+    spec = Config.fromfile(args.spec)
+    if args.reference not in spec.methods:
+        raise cli.UsageError(f'--reference {args.reference} is no method of {args.spec}')
+    in_all = [method for method, changes in spec.methods.items() if changes is not None
+              and len({key[1] for key in groups if key[0] == method}) > 1]
+    with cli.writing(args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
+        save_text('[\n' + ',\n'.join(map(json.dumps, runs)) + ']\n', args.out / 'runs.json')
+        command = f'python tools/sweep.py {args.spec} --out DIR'
+        save_text(page(runs, wanted, args.reference, command), args.out / 'results.md')
+        figure.save(draw_sparsity(groups, in_all), args.out / 'sparsity.png')
+        figure.save(draw_curves(groups, in_all, args.curves), args.out / 'curves.png')
+    print(table(groups, args.reference))
+
+
+if __name__ == '__main__':
+    cli.run(main)
