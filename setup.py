@@ -31,6 +31,6 @@ setup(
     ],
     extras_require={
         'tests': ['pytest>=8', 'ruff'],
-        'export': ['onnx>=1.16', 'onnxruntime>=1.18'],
+        'export': ['onnx>=1.16,<2', 'onnxruntime>=1.18,<2'],
     },
 )

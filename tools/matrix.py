@@ -156,6 +156,15 @@ def history(folder: Path) -> tuple[list[dict], list[dict]]:
     return list(train.values()), list(val.values())
 
 
+def checkpoint_to_resume(run: Run, out: Path) -> Path | None:
+    """The last checkpoint that training can go on from to the end and be validated there."""
+    epochs = {int(path.stem.removeprefix('epoch_')): path
+              for path in (out / run.name).glob('epoch_*.pth')}
+    # One of the last epoch without scores is from a run that was killed while it validated.
+    return max(((epoch, path) for epoch, path in epochs.items() if epoch < epochs_of(run)),
+               default=(0, None))[1]
+
+
 def result(run: Run, out: Path) -> dict:
     """What a finished run is remembered by; ValueError if it is not finished."""
     folder, epochs = out / run.name, epochs_of(run)

@@ -100,13 +100,21 @@ class Sweep:
         except ValueError as error:
             self._fail(run, str(error))
             return
+        try:  # killed between the last validation and here
+            self._remember(run, time.monotonic())
+            return
+        except ValueError:
+            pass
         slot = self.free.pop(0)
         env = {**os.environ, 'OMP_NUM_THREADS': str(self.threads)}
         if self.gpus:
             env['CUDA_VISIBLE_DEVICES'] = str(slot % self.gpus)
         with (folder / 'train.log').open('a') as log:
             command = [sys.executable, TRAIN, matrix.config_of(run, self.out),
-                       '--work-dir', folder, '--resume']
+                       '--work-dir', folder]
+            checkpoint = matrix.checkpoint_to_resume(run, self.out)
+            if checkpoint is not None:
+                command += ['--resume', checkpoint]
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
         self.active.append(Training(run, process, slot, time.monotonic()))
 
@@ -119,14 +127,17 @@ class Sweep:
             self._fail(run, f'exit code {training.process.returncode}, see {log}')
             return
         try:
-            result = matrix.result(run, self.out)
+            self._remember(run, training.since)
         except ValueError as error:
             self._fail(run, str(error))
-            return
+
+    def _remember(self, run: matrix.Run, since: float) -> None:
+        """Write the result of a run that has finished; ValueError if it has not."""
+        result = matrix.result(run, self.out)
         save_text(json.dumps(result), self.out / run.name / 'result.json')
         self.trained.add(run.name)
         scores = ', '.join(f'{key} {value:.3f}' for key, value in result['scores'].items())
-        minutes = (time.monotonic() - training.since) / 60
+        minutes = (time.monotonic() - since) / 60
         self.console.print(f'[{len(self.trained)}/{self.total}] {run.name}: {scores} '
                            f'({minutes:.1f} min)', highlight=False, markup=False)
 

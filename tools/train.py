@@ -48,15 +48,20 @@ def apply(args: argparse.Namespace, cfg) -> None:
         cfg.load_from = resume
 
 
+def check_start(cfg) -> None:
+    """UsageError unless the checkpoint that training starts from, if any, can be used."""
+    if cfg.get('load_from') and '://' not in cfg.load_from:
+        checkpoint = cli.read_checkpoint(cfg.load_from)
+        if cfg.get('resume'):
+            cli.check_resumable(checkpoint, cfg.load_from)
+
+
 def main() -> None:
     args = parse_args()
     cfg = cli.prepare_run(args)
     apply(args, cfg)
     cli.check_data(cfg, 'train', 'val')
-    if cfg.get('load_from') and '://' not in cfg.load_from:
-        checkpoint = cli.read_checkpoint(cfg.load_from)
-        if cfg.get('resume'):
-            cli.check_resumable(checkpoint, cfg.load_from)
+    check_start(cfg)
     cli.build_runner(cfg).train()
 
 

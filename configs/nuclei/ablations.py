@@ -1,19 +1,28 @@
-"""What each part of MaxQ is worth at 1:16: the same runs as sweep.py's MaxQ but for one setting."""
+"""What each part of MaxQ is worth: sweep_all_layers.py's MaxQ at 1:16 but for one setting."""
 start = 'dense_mask_rcnn_r18.py'
 config = 'maxq_mask_rcnn_r18.py'
 
+everywhere = dict(include=())
+plain = dict(everywhere, axes=(), ramp=None)
+
+
+def ramp(kind, end=5):
+    return dict(everywhere, ramp=dict(type=kind, begin=0, end=end, by_epoch=True))
+
+
 methods = {
-    'SR-STE': dict(axes=(), ramp=None),
-    'MaxQ': dict(),
-    'no filter query': dict(axes=('kernel', )),
-    'no kernel query': dict(axes=('filter', )),
-    'no query': dict(axes=()),
-    'no ramp': dict(ramp=None),
-    'linear ramp': dict(ramp=dict(type='linear', begin=0, end=5)),
-    'cosine ramp': dict(ramp=dict(type='cosine', begin=0, end=5)),
-    'half the ramp': dict(ramp=dict(type='cubic', begin=0, end=3)),
-    'longer ramp': dict(ramp=dict(type='cubic', begin=0, end=7)),
-    'largest stay dense': dict(order='largest'),
-    'random stay dense': dict(order='random'),
+    'MaxQ, all layers': everywhere,
+    'SR-STE, all layers': plain,  # neither query nor ramp
+    'no query': dict(everywhere, axes=()),
+    'no ramp': dict(everywhere, ramp=None),
+    'no filter query': dict(everywhere, axes=('kernel', )),
+    'no kernel query': dict(everywhere, axes=('filter', )),
+    'linear ramp': ramp('linear'),
+    'cosine ramp': ramp('cosine'),
+    'short ramp, 2 epochs': ramp('cubic', 2),
+    'long ramp, 7 epochs': ramp('cubic', 7),
+    'largest stay dense': dict(everywhere, order='largest'),
+    'random stay dense': dict(everywhere, order='random'),
 }
 runs = [dict(methods=list(methods), patterns=['1:16'], seeds=[0])]
+del ramp

@@ -34,7 +34,7 @@ def test_multiplies_out_in_order(write):
     assert all(run.pattern is None for run in runs if run.method in ('start', 'dense'))
 
 
-@pytest.mark.parametrize('name', ['sweep', 'ablations'])
+@pytest.mark.parametrize('name', ['sweep', 'sweep_all_layers', 'ablations'])
 def test_specs_of_the_project(name, tmp_path):
     runs = matrix.read_spec(NUCLEI / f'{name}.py')
     assert len({run.name for run in runs}) == len(runs) > 10

@@ -56,14 +56,24 @@ def test_sweep_from_start_to_table(spec, shapes, tmp_path):
     assert start['hook'] is None
     assert start['train']['dense_fraction'] == [1.] * 4
 
-    # What is finished stays; a run that was killed goes on from where it was.
-    (out / 'maxq-1x16-seed-4/result.json').unlink()
+    # What is finished stays, and what ended just before it was remembered.
+    folder = out / 'maxq-1x16-seed-4'
+    (folder / 'result.json').unlink()
     printed = ' '.join(run_tool(*command, code=1).split())
     assert '1 finished, 2 to train' in printed
-    assert json.loads((out / 'maxq-1x16-seed-4/result.json').read_text()) == result
-    more = (out / 'maxq-1x16-seed-4/train.log').read_text().removeprefix(log)
-    assert 'resumed epoch: 2' in more
-    assert 'Epoch(train)' not in more
+    assert json.loads((folder / 'result.json').read_text()) == result
+    assert (folder / 'train.log').read_text() == log
+
+    # A run that was killed while it validated goes on from the checkpoint before.
+    (folder / 'result.json').unlink()
+    scalars = next(folder.glob('*/vis_data/scalars.json'))
+    lines = scalars.read_text().splitlines()
+    assert 'coco/bbox_mAP' in lines[-1]
+    scalars.write_text('\n'.join(lines[:-1]))
+    run_tool(*command, code=1)
+    assert json.loads((folder / 'result.json').read_text()) == result
+    more = (folder / 'train.log').read_text().removeprefix(log)
+    assert 'resumed epoch: 1' in more
 
     # Other settings are another run.
     spec.write_text(SPEC.replace("'MaxQ': dict()", "'MaxQ': dict(decay=0.)"))

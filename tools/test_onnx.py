@@ -1,0 +1,75 @@
+"""Evaluate an exported detector in onnxruntime with the metrics of a config.
+
+    python tools/test_onnx.py CONFIG MODEL.onnx [--threads N] [--json OUT]
+
+Images come from the config's test dataloader and go to mmdet's own evaluator.
+"""
+
+import argparse
+from pathlib import Path
+
+import cli
+import mmdet.datasets  # noqa: F401  registers data sets and their transforms
+import mmdet.evaluation  # noqa: F401  registers metrics
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from maxq_mm.deploy.runtime import OnnxDetector
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_config_arguments(parser)
+    parser.add_argument('model', type=Path, metavar='MODEL.onnx',
+                        help='file that export_onnx.py wrote')
+    parser.add_argument('--threads', type=cli.positive,
+                        help='threads of onnxruntime; as many as torch has by default')
+    parser.add_argument('--json', type=Path, metavar='OUT', help='also write the metrics here')
+    return parser.parse_args()
+
+
+def check_classes(detector: OnnxDetector, dataset, path: Path) -> None:
+    """UsageError unless the file finds the classes of the data set."""
+    own, other = detector.about.classes, tuple(dataset.metainfo.get('classes', ()))
+    if own and other and own != other:
+        raise cli.UsageError(f'{path} finds {_some(own)}, the test data has {_some(other)}')
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return f'{len(names)} classes ({", ".join(names[:3])}{", ..." * (len(names) > 3)})'
+
+
+def evaluate(detector: OnnxDetector, loader: DataLoader, cfg: Config) -> dict[str, float]:
+    """The metrics of the config's evaluator."""
+    evaluator = Evaluator(cfg.test_evaluator)
+    evaluator.dataset_meta = loader.dataset.metainfo
+    for data in track(loader, 'onnxruntime', console=Console(stderr=True), transient=True):
+        evaluator.process(detector.test_step(data), data)
+    return evaluator.evaluate(len(loader.dataset))
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.read_config(args)
+    missing = [key for key in ('test_dataloader', 'test_evaluator') if not cfg.get(key)]
+    if missing:
+        raise cli.UsageError(f'{args.config} has no {missing[0]}')
+    cli.check_data(cfg, 'test')
+    detector = OnnxDetector.from_file(args.model, args.threads)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
+    check_classes(detector, loader.dataset, args.model)
+    metrics = evaluate(detector, loader, cfg)
+    print(f'{args.model}: ' + ', '.join(
+        f'{name} {value:.3f}' for name, value in metrics.items()))
+    if args.json is not None:
+        cli.write_json({name: float(value) for name, value in metrics.items()}, args.json)
+
+
+if __name__ == '__main__':
+    cli.run(main)
