@@ -157,12 +157,13 @@ def history(folder: Path) -> tuple[list[dict], list[dict]]:
 
 
 def checkpoint_to_resume(run: Run, out: Path) -> Path | None:
-    """The last checkpoint that training can go on from to the end and be validated there."""
-    epochs = {int(path.stem.removeprefix('epoch_')): path
-              for path in (out / run.name).glob('epoch_*.pth')}
-    # One of the last epoch without scores is from a run that was killed while it validated.
-    return max(((epoch, path) for epoch, path in epochs.items() if epoch < epochs_of(run)),
-               default=(0, None))[1]
+    """The last checkpoint of the run, but for one whose validation was cut short."""
+    folder, train_cfg = out / run.name, _read_config(run.config).train_cfg
+    validated = {entry['step'] for entry in history(folder)[1]}
+    epochs = {int(path.stem.removeprefix('epoch_')): path for path in folder.glob('epoch_*.pth')}
+    whole = [epoch for epoch in epochs if epoch in validated or not (
+        epoch % train_cfg.get('val_interval', 1) == 0 or epoch == train_cfg.max_epochs)]
+    return epochs[max(whole)] if whole else None
 
 
 def result(run: Run, out: Path) -> dict:
@@ -171,16 +172,19 @@ def result(run: Run, out: Path) -> dict:
     train, val = history(folder)
     if not val or val[-1]['step'] != epochs:
         raise ValueError(f'{folder} has no scores of epoch {epochs}')
-    per_epoch = max(1, train[-1]['step'] // epochs)
+    last = folder / f'epoch_{epochs}.pth'
+    if not last.is_file():
+        raise ValueError(f'{folder} has no checkpoint of epoch {epochs}')
+    iterations = cli.read_checkpoint(last)['meta']['iter']
     cfg = Config.fromfile(config_of(run, out))
     hook = next((h for h in cfg.get('custom_hooks', []) if h['type'] == 'MaxQHook'), None)
     curve = {score: [entry[f'coco/{score}'] for entry in val] for score in SCORES}
     return dict(
         name=run.name, method=run.method, pattern=run.pattern, seed=run.seed, start=run.start,
-        epochs=epochs, iterations=epochs * per_epoch,
+        epochs=epochs, iterations=iterations,
         scores={score: values[-1] for score, values in curve.items()},
         curve=dict(epoch=[entry['step'] for entry in val], **curve),
-        train=dict(epoch=[round(entry['step'] / per_epoch, 3) for entry in train],
+        train=dict(epoch=[round(entry['step'] * epochs / iterations, 3) for entry in train],
                    loss=[round(entry['loss'], 4) for entry in train],
                    dense_fraction=[entry.get('maxq/dense_fraction', 1.) for entry in train]),
         hook=None if hook is None else hook.to_dict())

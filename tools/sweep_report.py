@@ -96,7 +96,7 @@ def difference(values: np.ndarray) -> tuple[str, str]:
 def order(key: tuple[str, str | None]) -> float:
     """Dense first, then by the share that is kept."""
     pattern = None if key[1] is None else Pattern.parse(key[1])
-    return -1. if pattern is None else -pattern.n / pattern.m
+    return -2. if pattern is None else -pattern.n / pattern.m
 
 
 def table(groups: Groups, reference: str) -> str:
@@ -139,7 +139,8 @@ def _join(numbers: list[int]) -> str:
 
 
 def draw_sparsity(groups: Groups, methods: list[str]) -> Figure:
-    """mAP over the share of weights pruned, a line a method."""
+    """mAP over patterns, from the one that keeps most, a line a method."""
+    places = {key[1]: np.log2(-1 / order(key)) for key in groups if key[1]}
     picture = Figure(figsize=(11, 4.5), layout='constrained')
     for axes, score in zip(picture.subplots(1, 2), matrix.SCORES, strict=True):
         dense = groups.get(('dense', None))
@@ -150,8 +151,10 @@ def draw_sparsity(groups: Groups, methods: list[str]) -> Figure:
             keys = sorted((key for key in groups if key[0] == method and key[1]), key=order)
             values = [scores(groups[key], score) for key in keys]
             error = [v.std(ddof=1) if len(v) > 1 else 0. for v in values]
-            axes.errorbar([key[1] for key in keys], [v.mean() for v in values], error,
-                          marker='o', capsize=3, label=method)
+            if keys:
+                axes.errorbar([places[key[1]] for key in keys], [v.mean() for v in values], error,
+                              marker='o', capsize=3, label=method)
+        axes.set_xticks(list(places.values()), list(places))
         axes.set_xlabel('pattern')
         axes.set_ylabel(score.replace('_', ' ') + ', points')
         axes.legend(fontsize=8)
@@ -163,17 +166,19 @@ def draw_curves(groups: Groups, methods: list[str], pattern: str) -> Figure:
     """Validation mAP and training loss by epoch, means over seeds, with the ramp drawn in."""
     picture = Figure(figsize=(11, 4.5), layout='constrained')
     left, right = picture.subplots(1, 2)
+    behind = [_ramp_axes(axes) for axes in (left, right)]
     shown = [('dense', None), *((method, pattern) for method in methods)]
     for key in [key for key in shown if key in groups]:
         runs = list(groups[key].values())
-        curve = np.mean([run['curve'][matrix.SCORES[1]] for run in runs], 0)
-        line, = left.plot(runs[0]['curve']['epoch'], 100 * curve, marker='o', label=key[0])
-        loss = np.mean([run['train']['loss'] for run in runs], 0)
-        right.plot(runs[0]['train']['epoch'], loss, label=key[0], color=line.get_color())
+        line, = left.plot(*mean_curve([run['curve'] for run in runs], matrix.SCORES[1], 100),
+                          marker='o', label=key[0])
+        right.plot(*mean_curve([run['train'] for run in runs], 'loss'), label=key[0],
+                   color=line.get_color())
         ramp = runs[0]['train']['dense_fraction']
         if max(ramp) > 0 and key[1] is not None:
-            for axes in (left, right):
-                _draw_ramp(axes, runs[0]['train']['epoch'], ramp, key[0], line.get_color())
+            for axes in behind:
+                axes.fill_between([0, *runs[0]['train']['epoch']], [ramp[0], *ramp], step='pre',
+                                  alpha=0.12, color=line.get_color())
     left.set_ylabel('segm mAP on the validation set, points')
     right.set_ylabel('training loss')
     for axes in (left, right):
@@ -183,11 +188,20 @@ def draw_curves(groups: Groups, methods: list[str], pattern: str) -> Figure:
     return picture
 
 
-def _draw_ramp(axes: Axes, epochs: list[float], ramp: list[float], name: str, colour) -> None:
+def mean_curve(curves: list[dict], key: str,
+               scale: float = 1.) -> tuple[list[float], list[float]]:
+    """Epochs that all curves have, and the mean of ``key`` there."""
+    points = [dict(zip(curve['epoch'], curve[key], strict=True)) for curve in curves]
+    epochs = [epoch for epoch in points[0] if all(epoch in other for other in points)]
+    return epochs, [scale * float(np.mean([p[epoch] for p in points])) for epoch in epochs]
+
+
+def _ramp_axes(axes: Axes) -> Axes:
+    """A second scale, for the ramp, which is filled in the colour of its method."""
     behind = axes.twinx()
-    behind.fill_between([0, *epochs], [ramp[0], *ramp], step='pre', alpha=0.12, color=colour)
     behind.set_ylim(0, 1.02)
-    behind.set_ylabel(f'dense fraction of {name}', color=colour)
+    behind.set_ylabel('dense fraction')
+    return behind
 
 
 def main() -> None:
@@ -204,15 +218,14 @@ def main() -> None:
     spec = Config.fromfile(args.spec)
     if args.reference not in spec.methods:
         raise cli.UsageError(f'--reference {args.reference} is no method of {args.spec}')
-    in_all = [method for method, changes in spec.methods.items() if changes is not None
-              and len({key[1] for key in groups if key[0] == method}) > 1]
+    methods = [method for method, changes in spec.methods.items() if changes is not None]
     with cli.writing(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
         save_text('[\n' + ',\n'.join(map(json.dumps, runs)) + ']\n', args.out / 'runs.json')
         command = f'python tools/sweep.py {args.spec} --out DIR'
         save_text(page(runs, wanted, args.reference, command), args.out / 'results.md')
-        figure.save(draw_sparsity(groups, in_all), args.out / 'sparsity.png')
-        figure.save(draw_curves(groups, in_all, args.curves), args.out / 'curves.png')
+        figure.save(draw_sparsity(groups, methods), args.out / 'sparsity.png')
+        figure.save(draw_curves(groups, methods, args.curves), args.out / 'curves.png')
     print(table(groups, args.reference))
 
 

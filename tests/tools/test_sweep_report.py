@@ -54,6 +54,11 @@ def test_pairs_by_seed():
     np.testing.assert_allclose(sweep_report.paired(runs, against, 'segm_mAP'), [5, 10])
 
 
+def test_mean_curve_of_the_epochs_in_all():
+    curves = [dict(epoch=[1, 2, 4], loss=[1., 2., 3.]), dict(epoch=[2, 3, 4], loss=[4., 9., 7.])]
+    assert sweep_report.mean_curve(curves, 'loss', 10) == ([2, 4], [30., 50.])
+
+
 def test_writes_table_plots_and_runs(source, tmp_path):
     out = tmp_path / 'docs/results'
     printed = run_tool('tools/sweep_report.py', SPEC, '--runs', source, '--out', out)
