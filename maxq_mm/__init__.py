@@ -11,12 +11,13 @@ from .functional.ramp import dense_fraction
 from .nn.fold import fold
 from .nn.layers import MaxQConv2d, MaxQLinear
 from .nn.report import report
+from .nn.semi_structured import to_semi_structured
 from .nn.sparsify import sparsify
 
 __version__ = '0.1.0'
 __all__ = ['CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRunner', 'ReseedHook',
            'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
-           'save_compact', 'soft_mask', 'sparsify']
+           'save_compact', 'soft_mask', 'sparsify', 'to_semi_structured']
 
 # Resuming any mmengine run, MaxQ or not, needs this on torch >= 2.6.
 allow_mmengine_checkpoints()

@@ -12,6 +12,12 @@ def test_imports_without_mmdet_and_mmcv():
     assert 'maxq_mm.engine.maxq_hook' in result.stdout
 
 
+def test_imports_no_compiler_and_no_runtime():
+    slow = 'torch._dynamo', 'onnx', 'onnxruntime'  # half a second and more
+    code = f"import sys, maxq_mm; assert not set({slow!r}) & set(sys.modules)"
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
 def test_pure_functions_need_torch_alone():
     code = ("import sys, types; package = types.ModuleType('maxq_mm'); "
             "package.__path__ = [sys.argv[1]]; "
@@ -26,4 +32,4 @@ def test_public_names():
     assert set(maxq_mm.__all__) == {
         'CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRunner', 'ReseedHook',
         'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
-        'save_compact', 'soft_mask', 'sparsify'}
+        'save_compact', 'soft_mask', 'sparsify', 'to_semi_structured'}

@@ -208,7 +208,7 @@ def load_weights(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
 def check_data(cfg: Config, *splits: str) -> None:
     """UsageError naming the first annotation file or image folder that is not there."""
     for split in splits:
-        for dataset in _datasets(cfg.get(f'{split}_dataloader')):
+        for dataset in datasets(cfg.get(f'{split}_dataloader')):
             if dataset.get('backend_args') is not None:
                 continue  # not on this machine's disk
             root = Path(dataset.get('data_root') or '')
@@ -228,7 +228,7 @@ def use_data_root(cfg: Config, root: Path) -> None:
     cfg.data_root = f'{root}/'
     classes = None
     for split in ('train', 'val', 'test'):
-        for dataset in _datasets(cfg.get(f'{split}_dataloader')):
+        for dataset in datasets(cfg.get(f'{split}_dataloader')):
             old = Path(dataset.get('data_root') or old)
             dataset.data_root = cfg.data_root
             if classes is None:
@@ -243,17 +243,17 @@ def use_data_root(cfg: Config, root: Path) -> None:
         raise UsageError(f'--data-root cannot tell a {cfg.model.get("type")} its number of classes')
 
 
-def _datasets(node: dict | list | None) -> Iterator[ConfigDict]:
+def datasets(node: dict | list | None) -> Iterator[ConfigDict]:
     """The data sets in a dataloader's config that read files, out of their wrappers."""
     if isinstance(node, (list, tuple)):
         for item in node:
-            yield from _datasets(item)
+            yield from datasets(item)
     elif isinstance(node, dict):
         if 'ann_file' in node:
             yield node
         else:
             for key in ('dataset', 'datasets'):
-                yield from _datasets(node.get(key))
+                yield from datasets(node.get(key))
 
 
 def _evaluators(cfg: Config, split: str) -> list[ConfigDict]:

@@ -94,7 +94,7 @@ class MaxQLayer(nn.Module):
         self._source: tuple | None = None
         # True once torch.compile has traced this layer: compiled code cannot ask whether the raw
         # weight has changed, so that the effective one follows as soon as it is told so.
-        self._compiled = False
+        self.compiled = False
         # True once an optimizer tells it of its steps.
         self.attached = False
 
@@ -111,7 +111,7 @@ class MaxQLayer(nn.Module):
         self.weight.copy_(effective)
         self.__class__ = self.dense_type
         for name in ('settings', 'dense_reason', 'dense_fraction', 'as_stored', '_keep',
-                     '_effective', '_source', '_compiled', 'attached'):
+                     '_effective', '_source', 'compiled', 'attached'):
             delattr(self, name)
         return self
 
@@ -147,12 +147,14 @@ class MaxQLayer(nn.Module):
         if not self.is_sparse or self.as_stored:
             return self.weight.detach()
         if torch.compiler.is_compiling():
-            _join_compilation(self)
+            from .compilation import join  # imports torch's compiler, which takes half a second
+            join(self)
         else:
-            self._refresh_if_stale()
+            self.refresh_if_stale()
         return self._effective
 
-    def _refresh_if_stale(self) -> None:
+    def refresh_if_stale(self) -> None:
+        """Compute the effective weight, unless it is that of the present raw one."""
         if not self._is_current():
             self.refresh()
 
@@ -185,7 +187,7 @@ class MaxQLayer(nn.Module):
     def invalidate(self) -> None:
         """The raw weight may have changed where torch or compiled code could not see it."""
         self._source = None
-        if self._compiled:
+        if self.compiled:
             self.refresh()
 
     def train(self, mode: bool = True):
@@ -215,21 +217,6 @@ class MaxQLayer(nn.Module):
     def extra_repr(self) -> str:
         dense = '' if self.is_sparse else f', dense={self.dense_reason!r}'
         return f'{super().extra_repr()}, pattern={self.settings.pattern}{dense}'
-
-
-@torch.compiler.assume_constant_result
-def _join_compilation(layer: MaxQLayer) -> bool:
-    """Run once, while ``layer`` is traced: from then on it refreshes without being called.
-
-    Raises:
-        RuntimeError: it is to be trained, and no optimizer would tell it of its steps.
-    """
-    if layer.training and layer.weight.requires_grad and not layer.attached:
-        raise RuntimeError('a MaxQ layer is compiled for training, but its optimizer is not '
-                           'attached: call handle.attach(optimizer) first')
-    layer._compiled = True
-    layer._refresh_if_stale()
-    return True
 
 
 @MODELS.register_module()

@@ -131,9 +131,12 @@ def test_report_and_picture(trained, folded, tmp_path):
     assert 'total: 19 layers' in text
     assert '19/19' in text
     assert '50.00%' in text
+    assert f"weights: {written['totals']['weights']:,} dense, " in text
+    assert 'size: 10.6 MiB dense, 5.7 MiB compact (0.53)' in text
     assert '2.36' in text  # layer1: 32 * 32 * 9 MACs at 16 x 16 positions
     half_way = run_tool('tools/report.py', config, trained / 'epoch_20.pth')
     assert '0/19' in half_way
+    assert 'no compact form: 19 of 19 layers do not satisfy their pattern' in half_way
     run_tool('tools/draw.py', config, folded, tmp_path / 'new/picture.png', '--images', '3')
     assert cv2.imread(str(tmp_path / 'new/picture.png')).shape == (256, 512, 3)
 

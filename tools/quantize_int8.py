@@ -1,0 +1,102 @@
+"""Make an exported detector int8: weights and activations, with every pruned weight exactly 0.
+
+    python tools/quantize_int8.py CONFIG MODEL.onnx OUT.onnx [--calib-images N]
+                                  [--keep-float [NAME ...]]
+
+Ranges of activations come from images of the config's train set, prepared by its test pipeline.
+OUT is written only if all N:M layers keep their pattern and zeros; test_onnx.py takes it as it
+takes MODEL.
+"""
+
+import argparse
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import cli
+import mmdet.datasets  # noqa: F401  registers data sets and their transforms
+import onnx
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import ConcatDataset, Dataset
+
+from maxq_mm.deploy import int8, runtime
+from maxq_mm.deploy.metadata import Metadata
+from maxq_mm.engine.checkpoint import written_whole
+
+MIB = 2**20
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_config_arguments(parser)
+    parser.add_argument('model', type=Path, metavar='MODEL.onnx',
+                        help='float32 file that export_onnx.py wrote')
+    parser.add_argument('out', type=Path, metavar='OUT.onnx', help='file to write')
+    parser.add_argument('--calib-images', type=cli.positive, default=64, metavar='N',
+                        help='how many images the ranges are taken from (default: 64)')
+    parser.add_argument('--keep-float', nargs='*', metavar='NAME', default=int8.PREDICTORS,
+                        help='layers to leave float32, by a part of their names (default: '
+                        f'{" ".join(int8.PREDICTORS)})')
+    args = parser.parse_args()
+    if args.out.suffix != '.onnx':
+        raise cli.UsageError(f'OUT must end with .onnx, got {args.out}')
+    if args.out.exists() and args.model.exists() and args.out.samefile(args.model):
+        raise cli.UsageError(f'{args.out} is the model itself: give another file to write')
+    return args
+
+
+def calibration_set(cfg: Config) -> Dataset:
+    """The train set as the test pipeline prepares it, images without objects included."""
+    cli.check_data(cfg, 'train')
+    tested = next(cli.datasets(cfg.get('test_dataloader')), {})
+    if not tested.get('pipeline'):
+        raise cli.UsageError("the config's test data have no pipeline to prepare images with")
+    sets = [DATASETS.build(dict(copy.deepcopy(dataset), pipeline=tested.pipeline, test_mode=True,
+                                serialize_data=False))  # an empty set cannot be serialized
+            for dataset in cli.datasets(cfg.get('train_dataloader'))]
+    if not sum(map(len, sets)):
+        raise cli.UsageError('the train set has no images to calibrate with')
+    return ConcatDataset([dataset for dataset in sets if len(dataset)])
+
+
+def feeds(dataset: Dataset, count: int, about: Metadata) -> Iterator[dict]:
+    """The file's inputs for ``count`` images, evenly spread over the data set."""
+    places = [(2 * number + 1) * len(dataset) // (2 * count) for number in range(count)]
+    for place in track(places, 'calibrating', console=Console(stderr=True), transient=True):
+        yield runtime.feeds(dataset[place]['inputs'], about)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.read_config(args)
+    model, about = int8.read_float(args.model)
+    if args.keep_float is not int8.PREDICTORS:
+        int8.check_names(model, args.keep_float)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    dataset = calibration_set(cfg)
+    if args.calib_images > len(dataset):
+        raise cli.UsageError(f'--calib-images {args.calib_images}: the train set has '
+                             f'{len(dataset)} images')
+
+    ranges = int8.measure_ranges(model, feeds(dataset, args.calib_images, about))
+    quantized = int8.quantize(model, ranges, args.keep_float)
+    content = quantized.SerializeToString()
+    runtime.make_session(content)
+    with cli.writing(args.out), written_whole(args.out) as out:
+        out.write(content)
+        zeros = int8.check_zeros(model, onnx.load_from_string(content))
+    number, floats = int8.count_layers(model, quantized)
+    print(f'calibrated on {args.calib_images} of {len(dataset)} training images; '
+          f'{number} layers are int8, {len(floats)} stay float32'
+          + f' ({", ".join(floats)})' * bool(floats))
+    print(zeros)
+    print(f'{args.out}: int8, {args.model.stat().st_size / MIB:.1f} MiB -> '
+          f'{len(content) / MIB:.1f} MiB')
+
+
+if __name__ == '__main__':
+    cli.run(main)
