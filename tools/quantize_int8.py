@@ -38,9 +38,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', type=Path, metavar='OUT.onnx', help='file to write')
     parser.add_argument('--calib-images', type=cli.positive, default=64, metavar='N',
                         help='how many images the ranges are taken from (default: 64)')
-    parser.add_argument('--keep-float', nargs='*', metavar='NAME', default=int8.PREDICTORS,
-                        help='layers to leave float32, by a part of their names (default: '
-                        f'{" ".join(int8.PREDICTORS)})')
+    parser.add_argument('--keep-float', nargs='*', metavar='NAME',
+                        help='layers to leave float32, by a part of their names (default: the '
+                        f'first, and {" ".join(int8.PREDICTORS)})')
     args = parser.parse_args()
     if args.out.suffix != '.onnx':
         raise cli.UsageError(f'OUT must end with .onnx, got {args.out}')
@@ -74,7 +74,7 @@ def main() -> None:
     args = parse_args()
     cfg = cli.read_config(args)
     model, about = int8.read_float(args.model)
-    if args.keep_float is not int8.PREDICTORS:
+    if args.keep_float is not None:
         int8.check_names(model, args.keep_float)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     dataset = calibration_set(cfg)

@@ -3,8 +3,9 @@
 Weights are symmetric around 0, with a scale for each output channel, so that a pruned weight stays
 exactly 0. Activations are uint8; the range of a map is the mean of its extremes in calibration
 images, which an outlier in one of them moves little. Convolutions and matrix products become int8,
-with the ReLU and pooling that follow; decoding, non-maximum suppression, RoIAlign, deconvolution
-and the layers of PREDICTORS stay float32.
+with the ReLU and pooling that follow; decoding, non-maximum suppression, RoIAlign, deconvolution,
+the layer that takes the image and those of PREDICTORS stay float32. The image is wider spread than
+what other layers take: on dark microscope images its rounding alone cost a point of segm mAP.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,6 +63,12 @@ def check_names(model: ModelProto, names: Sequence[str]) -> None:
             raise ValueError(f'{name!r} is no layer of the file, nor a part of its name')
 
 
+def default_float(model: ModelProto) -> tuple[str, ...]:
+    """What stays float32 unless told otherwise: the layer that takes the image, and PREDICTORS."""
+    first = next(_layers(model), None)
+    return (*([] if first is None else [first.input[1].removesuffix('.weight')]), *PREDICTORS)
+
+
 def measure_ranges(model: ModelProto, feeds: Iterable[dict[str, np.ndarray]]) -> Ranges:
     """Ranges in ``feeds`` of all that layers take and give.
 
@@ -100,12 +107,14 @@ def _range(rows: np.ndarray) -> tuple[float, float]:
 
 
 def quantize(model: ModelProto, ranges: Ranges,
-             keep_float: Sequence[str] = PREDICTORS) -> ModelProto:
+             keep_float: Sequence[str] | None = None) -> ModelProto:
     """The int8 form of a float32 ``model``, which stays as it is.
 
     ``keep_float``: layers that have one of these as a part of their names (``fc_cls``,
-    ``backbone.conv1``) stay float32, and so does one without a range.
+    ``backbone.conv1``) stay float32, and so does one without a range. None: those of
+    :func:`default_float`.
     """
+    keep_float = default_float(model) if keep_float is None else keep_float
     source = ModelProto()
     source.CopyFrom(model)
     excluded = [node.name for node in _layers(source) if _is_named(node, keep_float)

@@ -55,7 +55,7 @@ def stored(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 def test_weights_are_symmetric_and_keep_their_zeros(net, model):
     before = model.SerializeToString()
-    quantized = int8.quantize(model, int8.measure_ranges(model, images()))
+    quantized = int8.quantize(model, int8.measure_ranges(model, images()), keep_float=())
     assert model.SerializeToString() == before
     weights = stored(quantized)
     for name in ('0', '1', '4', '6'):
@@ -134,6 +134,7 @@ def test_images_without_detections():
 
 def test_layers_that_are_to_stay_float(net, model):
     ranges = int8.measure_ranges(model, images())
+    assert int8.count_layers(model, int8.quantize(model, ranges)) == (3, ['0'])  # the first
     quantized = int8.quantize(model, ranges, keep_float=('4', 'nothing'))
     assert int8.count_layers(model, quantized) == (3, ['4'])
     assert np.array_equal(stored(quantized)['4.weight'], net[4].weight.detach().numpy())
