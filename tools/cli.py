@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import traceback
 import warnings
@@ -34,12 +35,18 @@ class UsageError(Exception):
 def run(main: Callable[[], None]) -> None:
     """Run a tool: a UsageError becomes one line on stderr and exit code 2.
 
-    So does a ValueError that maxq_mm raises itself: those are all about what a user gave.
+    So does a ValueError that maxq_mm raises itself, and a file that is not there: those are about
+    what a user gave. Being terminated is an exit like others: what is half written is removed.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
     except UsageError as error:
         _fail(error)
+    except FileNotFoundError as error:
+        if error.filename is None:
+            raise
+        _fail(UsageError(f'file not found: {error.filename}'))
     except ValueError as error:
         # mmengine's registry raises errors of a constructor anew, with the original as context.
         own = next((e for e in (error, error.__context__) if e and _raised_by_maxq(e)), None)
@@ -103,7 +110,7 @@ def read_config(args: argparse.Namespace) -> Config:
     try:
         cfg = Config.fromfile(args.config)
     except Exception as error:  # a config is code and can fail in any way
-        raise UsageError(f'not a readable config: {args.config} ({_first_line(error)})') from error
+        raise UsageError(f'not a readable config: {args.config} ({first_line(error)})') from error
     if 'model' not in cfg:
         raise UsageError(f'not the config of a detector: {args.config} defines no model')
     if args.data_root is not None:
@@ -113,7 +120,7 @@ def read_config(args: argparse.Namespace) -> Config:
             cfg.merge_from_dict(args.cfg_options)
         except (KeyError, TypeError, IndexError) as error:
             raise UsageError(f'--cfg-options does not fit {args.config} '
-                             f'({_first_line(error)})') from error
+                             f'({first_line(error)})') from error
     return cfg
 
 
@@ -146,7 +153,7 @@ def read_checkpoint(path: str | Path) -> dict:
 def check_not_itself(out: Path, source: Path) -> None:
     """UsageError if ``out`` is the file ``source`` that a tool reads."""
     if out.exists() and out.samefile(source):
-        raise UsageError(f'{out} is the checkpoint itself: give another file to write')
+        raise UsageError(f'{out} is the input itself: give another file to write')
 
 
 @contextmanager
@@ -267,7 +274,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     try:
         return tuple(category['name'] for category in json.loads(path.read_text())['categories'])
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f'not COCO annotations: {path} ({_first_line(error)})') from error
+        raise UsageError(f'not COCO annotations: {path} ({first_line(error)})') from error
 
 
 def _set_num_classes(node: dict | list, number: int) -> int:
@@ -283,6 +290,7 @@ def _set_num_classes(node: dict | list, number: int) -> int:
     return found
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error's kind and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__

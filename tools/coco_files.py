@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,12 @@ from pycocotools import mask as coco_mask
 @contextmanager
 def written_folder(root: Path) -> Iterator[Path]:
     """A folder beside ``root`` to write in, which takes its place once all is written."""
-    beside = root.with_name(root.name + '.part')
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    root = root.resolve()
+    root.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=root.parent, prefix=f'.{root.name}.'))
     try:
         yield beside
+        beside.chmod(0o755)
         shutil.rmtree(root, ignore_errors=True)
         beside.rename(root)
     finally:

@@ -79,7 +79,8 @@ def variants(cfg: cli.Config, config: Path, network: str, checkpoint: Path, data
     content = cli.read_checkpoint(checkpoint)
     plain, onnx, int8 = (folder / f'{network.lower()}{end}'
                          for end in ('.pth', '.onnx', '_int8.onnx'))
-    cli.write_checkpoint({key: content[key] for key in ('meta', 'state_dict')}, plain)
+    weights = {key: content[key] for key in ('meta', 'state_dict') if key in content}
+    cli.write_checkpoint(weights or content, plain)
     common = '--data-root', data_root
     call('export_onnx.py', config, checkpoint, onnx, *common)
     call('quantize_int8.py', config, onnx, int8, '--calib-images', args.calib_images, *common)
@@ -124,16 +125,28 @@ def compare(given: list[str], args: argparse.Namespace) -> list[dict]:
         for row, timing in zip(rows, summarize(seconds, rows[0].name), strict=True)]
 
 
+def check_sets(args: argparse.Namespace) -> None:
+    """UsageError for names that are no folders of their own, and inputs that are not there or
+    would be overwritten."""
+    names = [given[0] for given in args.sets]
+    for name, config, dense, maxq, _ in args.sets:
+        if names.count(name) > 1 or Path(name).name != name:
+            raise cli.UsageError(f'--set {name}: not a name for a folder of its own')
+        for path in map(Path, (config, dense, maxq)):
+            if not path.is_file():
+                raise cli.UsageError(f'--set {name}: file not found: {path}')
+            if path.resolve().is_relative_to((args.work_dir / name).resolve()):
+                raise cli.UsageError(f'--set {name}: {path} is in the folder that is to be '
+                                     'written: give another --work-dir')
+
+
 def text(value: float | None) -> str:
     return '' if value is None else f'{value:.3f}'
 
 
 def main() -> None:
     args = parse_args()
-    for name, config, dense, maxq, _ in args.sets:
-        for path in (config, dense, maxq):
-            if not Path(path).is_file():
-                raise cli.UsageError(f'--set {name}: file not found: {path}')
+    check_sets(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     rows = [row for given in args.sets for row in compare(given, args)]

@@ -26,6 +26,7 @@ from maxq_mm.deploy.metadata import Metadata
 from maxq_mm.engine.checkpoint import layer_patterns, written_whole
 
 MIB = 2**20
+MOST_READ = 200  # images looked at for some that fit into the file
 # What a file for images of any size is traced with.
 SOME_SIZE = (128, 192)
 
@@ -106,10 +107,11 @@ def images(cfg: Config, about: Metadata, most: int) -> Iterator[dict]:
     if cfg.get('val_dataloader'):
         try:
             cli.check_data(cfg, 'val')
-            dataset = DATASETS.build(cfg.val_dataloader.dataset)
+            # An empty set cannot be serialized.
+            dataset = DATASETS.build(dict(cfg.val_dataloader.dataset, serialize_data=False))
         except cli.UsageError:
             pass  # not on this machine
-    for index in range(len(dataset)):
+    for index in range(min(len(dataset), MOST_READ)):
         data = dataset[index]
         image, sample = data['inputs'], data['data_samples']
         height, width = image.shape[-2:]

@@ -15,6 +15,7 @@ writes is in the folder NAME, with result.json once it is finished.
 import copy
 import json
 import re
+from argparse import Namespace
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -52,11 +53,9 @@ def read_spec(path: Path) -> list[Run]:
     if not path.is_file():
         raise cli.UsageError(f'spec not found: {path}')
     try:
-        spec = Config.fromfile(path).to_dict()
-        runs = _multiply(spec, path.parent)
-    except (KeyError, TypeError, ValueError, AttributeError, SyntaxError) as error:
-        raise cli.UsageError(f'not a sweep spec: {path} ({type(error).__name__}: {error})'
-                             ) from error
+        runs = _multiply(Config.fromfile(path).to_dict(), path.parent)
+    except Exception as error:  # a spec is code and can fail in any way
+        raise cli.UsageError(f'not a sweep spec: {path} ({cli.first_line(error)})') from error
     if not runs:
         raise cli.UsageError(f'not a sweep spec: {path} asks for no run')
     for config in {run.config for run in runs}:
@@ -67,6 +66,10 @@ def read_spec(path: Path) -> list[Run]:
 
 def _multiply(spec: dict, folder: Path) -> list[Run]:
     start, config, methods = folder / spec['start'], folder / spec['config'], spec['methods']
+    for method, changes in methods.items():
+        if method == START or not (changes is None or isinstance(changes, dict)):
+            raise ValueError(f'method {method!r}: a name other than {START!r} with a dict of '
+                             f'settings or None, got {changes!r}')
     runs: dict[str, Run] = {}
     for entry in spec['runs']:
         for seed in entry['seeds']:
@@ -79,20 +82,20 @@ def _multiply(spec: dict, folder: Path) -> list[Run]:
                 for pattern in [None] if changes is None else entry['patterns']:
                     text = None if pattern is None else str(Pattern.parse(pattern))
                     run = Run(method, text, seed, config, changes, first.name)
-                    runs.setdefault(run.name, run)
+                    if runs.setdefault(run.name, run) != run:
+                        raise ValueError(f'{method!r} and {runs[run.name].method!r} would both be '
+                                         f'trained in {run.name}')
     return list(runs.values())
 
 
 @lru_cache
-def _read_config(path: Path) -> Config:
-    return Config.fromfile(path)
+def _read_config(path: Path, data_root: Path | None = None) -> Config:
+    return cli.read_config(Namespace(config=path, data_root=data_root, cfg_options=None))
 
 
 def configure(run: Run, out: Path, data_root: Path | None) -> Config:
     """The whole config of a run, in folder ``out / run.name``."""
-    cfg = copy.deepcopy(_read_config(run.config))
-    if data_root is not None:
-        cli.use_data_root(cfg, data_root)
+    cfg = copy.deepcopy(_read_config(run.config, data_root))
     hooks = cfg.get('custom_hooks') or []
     ours = [hook for hook in hooks if hook.get('type') == 'MaxQHook']
     if run.changes is None:
@@ -111,7 +114,7 @@ def configure(run: Run, out: Path, data_root: Path | None) -> Config:
 
 def epochs_of(run: Run) -> int:
     """How many epochs the run trains."""
-    train_cfg = _read_config(run.config).train_cfg
+    train_cfg = _read_config(run.config).get('train_cfg') or {}
     if 'max_epochs' not in train_cfg:
         raise cli.UsageError(f'{run.config} trains by iterations; a sweep takes epochs')
     return train_cfg.max_epochs
@@ -131,9 +134,15 @@ def keep_config(run: Run, out: Path, data_root: Path | None) -> None:
     path, wanted = config_of(run, out), configure(run, out, data_root)
     if not path.exists():
         save_text(wanted.pretty_text, path)
-    elif Config.fromfile(path).to_dict() != wanted.to_dict():
+    elif _settings(Config.fromfile(path)) != _settings(wanted):
         raise ValueError(f'{path} has other settings than the spec now: move it and '
                          f'{out / run.name} away, or give another --out')
+
+
+def _settings(cfg: Config) -> dict:
+    """All but where files are, which can be written in several ways."""
+    return {key: value for key, value in cfg.to_dict().items()
+            if key not in ('work_dir', 'load_from')}
 
 
 def is_finished(run: Run, out: Path) -> bool:
@@ -144,16 +153,24 @@ def history(folder: Path) -> tuple[list[dict], list[dict]]:
     """What a run logged while training and validating, in order; of a resumed run what counts."""
     train, val = {}, {}
     for log in sorted(folder.glob('*/vis_data/scalars.json')):
-        for line in log.read_text().splitlines():
-            try:
-                scalars = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a run that was killed
-                continue
-            kind = train if 'loss' in scalars else val
-            for later in [step for step in kind if step >= scalars['step']]:
-                del kind[later]  # trained anew after a resume
-            kind[scalars['step']] = scalars
+        lines = [scalars for line in log.read_text(errors='replace').splitlines()
+                 if (scalars := _scalars(line)) is not None]
+        trained = [scalars for scalars in lines if 'loss' in scalars]
+        if trained:  # from here on anew, after a resume
+            train = {k: v for k, v in train.items() if k < trained[0]['step']}
+            val = {k: v for k, v in val.items() if k < trained[0].get('epoch', 1)}
+        for scalars in lines:
+            (train if 'loss' in scalars else val)[scalars['step']] = scalars
     return list(train.values()), list(val.values())
+
+
+def _scalars(line: str) -> dict | None:
+    """A line of mmengine's log; None for one that a killed run left, or a damaged one."""
+    try:
+        scalars = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return scalars if isinstance(scalars, dict) and 'step' in scalars else None
 
 
 def checkpoint_to_resume(run: Run, out: Path) -> Path | None:
@@ -178,7 +195,10 @@ def result(run: Run, out: Path) -> dict:
     iterations = cli.read_checkpoint(last)['meta']['iter']
     cfg = Config.fromfile(config_of(run, out))
     hook = next((h for h in cfg.get('custom_hooks', []) if h['type'] == 'MaxQHook'), None)
-    curve = {score: [entry[f'coco/{score}'] for entry in val] for score in SCORES}
+    curve = {score: [entry[f'coco/{score}'] for entry in val] for score in SCORES
+             if all(f'coco/{score}' in entry for entry in val)}
+    if not curve:
+        raise ValueError(f'{folder} has neither of the scores {" and ".join(SCORES)}')
     return dict(
         name=run.name, method=run.method, pattern=run.pattern, seed=run.seed, start=run.start,
         epochs=epochs, iterations=iterations,

@@ -74,6 +74,19 @@ def convert(source: Path, out: Path, splits: dict[str, list[str]]) -> dict[str, 
     return counts
 
 
+def read_splits(path: Path) -> dict[str, list[str]]:
+    """The image ids of the splits; UsageError for anything else."""
+    try:
+        splits = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise cli.UsageError(f'not a readable split: {path} ({error})') from error
+    if not isinstance(splits, dict) or set(splits) != {'train', 'val'} or not all(
+            isinstance(ids, list) and ids and all(isinstance(i, str) for i in ids)
+            for ids in splits.values()):
+        raise cli.UsageError(f'not a split: {path} holds no lists of image ids "train" and "val"')
+    return splits
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('source', type=Path, metavar='STAGE1_TRAIN', help='the unpacked download')
@@ -86,10 +99,7 @@ def main() -> None:
         raise cli.UsageError(f'not a folder: {args.source}')
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise cli.UsageError(f'{args.out} is there already')
-    try:
-        splits = json.loads(args.split.read_text())
-    except (OSError, ValueError) as error:
-        raise cli.UsageError(f'not a readable split: {args.split} ({error})') from error
+    splits = read_splits(args.split)
     with cli.writing(args.out):
         counts = convert(args.source, args.out, splits)
     for name, (images, nuclei) in counts.items():

@@ -21,7 +21,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import ConcatDataset, Dataset
+from test_onnx import check_classes
+from torch.utils.data import ConcatDataset
 
 from maxq_mm.deploy import int8, runtime
 from maxq_mm.deploy.metadata import Metadata
@@ -49,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def calibration_set(cfg: Config) -> Dataset:
+def calibration_set(cfg: Config) -> ConcatDataset:
     """The train set as the test pipeline prepares it, images without objects included."""
     cli.check_data(cfg, 'train')
     tested = next(cli.datasets(cfg.get('test_dataloader')), {})
@@ -63,7 +64,7 @@ def calibration_set(cfg: Config) -> Dataset:
     return ConcatDataset([dataset for dataset in sets if len(dataset)])
 
 
-def feeds(dataset: Dataset, count: int, about: Metadata) -> Iterator[dict]:
+def feeds(dataset: ConcatDataset, count: int, about: Metadata) -> Iterator[dict]:
     """The file's inputs for ``count`` images, evenly spread over the data set."""
     places = [(2 * number + 1) * len(dataset) // (2 * count) for number in range(count)]
     for place in track(places, 'calibrating', console=Console(stderr=True), transient=True):
@@ -78,6 +79,7 @@ def main() -> None:
         int8.check_names(model, args.keep_float)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     dataset = calibration_set(cfg)
+    check_classes(about, dataset.datasets[0], args.model)
     if args.calib_images > len(dataset):
         raise cli.UsageError(f'--calib-images {args.calib_images}: the train set has '
                              f'{len(dataset)} images')
@@ -86,9 +88,9 @@ def main() -> None:
     quantized = int8.quantize(model, ranges, args.keep_float)
     content = quantized.SerializeToString()
     runtime.make_session(content)
+    zeros = int8.check_zeros(model, onnx.load_from_string(content))
     with cli.writing(args.out), written_whole(args.out) as out:
         out.write(content)
-        zeros = int8.check_zeros(model, onnx.load_from_string(content))
     number, floats = int8.count_layers(model, quantized)
     print(f'calibrated on {args.calib_images} of {len(dataset)} training images; '
           f'{number} layers are int8, {len(floats)} stay float32'

@@ -8,6 +8,7 @@ train.log in its folder, and the others go on.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import signal
@@ -18,10 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import cli
 import matrix
 import torch
+from mmengine.runner import find_latest_checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -44,11 +47,14 @@ class Training:
 class Sweep:
     """The runs of a spec on ``jobs`` slots, each with its GPU or its CPU threads."""
 
-    def __init__(self, runs: list[matrix.Run], args: argparse.Namespace) -> None:
+    def __init__(self, runs: list[matrix.Run], args: argparse.Namespace, lock: TextIO) -> None:
+        self.lock = lock
         self.out: Path = args.out
         self.data_root: Path | None = args.data_root
         self.threads: int = args.threads
-        self.gpus = torch.cuda.device_count()
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+        self.gpus = (visible.split(',') if visible
+                     else [str(gpu) for gpu in range(torch.cuda.device_count())])
         self.free = list(range(args.jobs))
         done = [run for run in runs if matrix.is_finished(run, self.out)]
         for run in done:
@@ -95,6 +101,9 @@ class Sweep:
     def _start(self, run: matrix.Run) -> None:
         folder = self.out / run.name
         folder.mkdir(parents=True, exist_ok=True)
+        if run.start is not None and not find_latest_checkpoint(str(self.out / run.start)):
+            self._fail(run, f'{self.out / run.start} has no checkpoint to start from')
+            return
         try:
             matrix.keep_config(run, self.out, self.data_root)
         except ValueError as error:
@@ -103,19 +112,20 @@ class Sweep:
         try:  # killed between the last validation and here
             self._remember(run, time.monotonic())
             return
-        except ValueError:
+        except (ValueError, cli.UsageError):
             pass
         slot = self.free.pop(0)
         env = {**os.environ, 'OMP_NUM_THREADS': str(self.threads)}
         if self.gpus:
-            env['CUDA_VISIBLE_DEVICES'] = str(slot % self.gpus)
+            env['CUDA_VISIBLE_DEVICES'] = self.gpus[slot % len(self.gpus)]
         with (folder / 'train.log').open('a') as log:
             command = [sys.executable, TRAIN, matrix.config_of(run, self.out),
                        '--work-dir', folder]
             checkpoint = matrix.checkpoint_to_resume(run, self.out)
             if checkpoint is not None:
                 command += ['--resume', checkpoint]
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env,
+                                       pass_fds=[self.lock.fileno()])
         self.active.append(Training(run, process, slot, time.monotonic()))
 
     def _finish(self, training: Training) -> None:
@@ -128,7 +138,7 @@ class Sweep:
             return
         try:
             self._remember(run, training.since)
-        except ValueError as error:
+        except (ValueError, cli.UsageError) as error:
             self._fail(run, str(error))
 
     def _remember(self, run: matrix.Run, since: float) -> None:
@@ -155,11 +165,12 @@ class Sweep:
         def stop(*_) -> None:
             raise KeyboardInterrupt
 
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {kind: signal.signal(kind, stop) for kind in (signal.SIGTERM, signal.SIGHUP)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
             for training in self.active:
                 training.process.terminate()
             for training in self.active:
@@ -182,23 +193,45 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def check(runs: list[matrix.Run], args: argparse.Namespace) -> None:
+    """UsageError for what would stop a run later, before anything trains."""
+    for run in runs:
+        matrix.epochs_of(run)
+        matrix.configure(run, args.out, args.data_root)
+    for cfg in {run.config: matrix.configure(run, args.out, args.data_root)
+                for run in runs}.values():
+        cli.check_data(cfg, 'train', 'val')
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[TextIO]:
+    """UsageError if another sweep, or a training that one left behind, works in ``out``."""
+    with cli.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / '.lock').open('w')
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise cli.UsageError(f'another sweep, or a training of one that was killed, is '
+                                 f'working in {out}') from None
+        yield lock
+
+
 def main() -> None:
     args = parse_args()
     runs = matrix.read_spec(args.spec)
-    for config in {run.config for run in runs}:  # before anything trains
-        cfg = cli.Config.fromfile(config)
-        if args.data_root is not None:
-            cli.use_data_root(cfg, args.data_root)
-        cli.check_data(cfg, 'train', 'val')
-    try:
-        sweep = Sweep(runs, args)
-    except ValueError as error:
-        raise cli.UsageError(str(error)) from error
-    try:
-        sweep.go()
-    except KeyboardInterrupt:
-        print('stopped; the same command goes on', file=sys.stderr)
-        sys.exit(130)
+    check(runs, args)
+    with only_one(args.out) as lock:
+        try:
+            sweep = Sweep(runs, args, lock)
+        except ValueError as error:
+            raise cli.UsageError(str(error)) from error
+        try:
+            sweep.go()
+        except KeyboardInterrupt:
+            print('stopped; the same command goes on', file=sys.stderr)
+            sys.exit(130)
     if sweep.failed:
         print(f'{len(sweep.failed)} of {sweep.total} runs failed: {", ".join(sweep.failed)}',
               file=sys.stderr)

@@ -28,6 +28,7 @@ from maxq_mm.engine.checkpoint import save_text
 from maxq_mm.functional.pattern import Pattern
 
 CONFIDENCE = 0.95
+_KEYS = {'name', 'method', 'pattern', 'seed', 'iterations', 'scores', 'curve', 'train'}
 # Runs by (method, pattern), then by seed.
 Groups = dict[tuple[str, str | None], dict[int, dict]]
 
@@ -41,12 +42,25 @@ def read_runs(spec: Path, source: Path) -> tuple[list[dict], int]:
         else:
             runs = [json.loads((source / run.name / 'result.json').read_text())
                     for run in wanted if matrix.is_finished(run, source)]
-        known = {run['name'] for run in runs}
+        whole = all(set(run) >= _KEYS and run['train']['epoch'] and run['curve']['epoch']
+                    for run in runs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise cli.UsageError(f'not the runs of a sweep: {source} ({error})') from error
-    if not known:
+    if not whole:
+        raise cli.UsageError(f'not the runs of a sweep: {source} has one without its settings, '
+                             'scores and curves')
+    names = {run.name for run in wanted}
+    strange = next((run['name'] for run in runs if run['name'] not in names), None)
+    if strange is not None:
+        raise cli.UsageError(f'{source} has the run {strange}, which {spec} does not ask for')
+    if not any(run['method'] != matrix.START for run in runs):
         raise cli.UsageError(f'no finished run in {source}')
     return runs, len(wanted)
+
+
+def scores_of(runs: list[dict]) -> list[str]:
+    """The scores that all runs have."""
+    return [score for score in matrix.SCORES if all(score in run['scores'] for run in runs)]
 
 
 def group(runs: Iterable[dict]) -> Groups:
@@ -99,26 +113,27 @@ def order(key: tuple[str, str | None]) -> float:
     return -2. if pattern is None else -pattern.n / pattern.m
 
 
-def table(groups: Groups, reference: str) -> str:
-    """The comparison as Markdown."""
-    rows = ['| pattern | method | n | bbox mAP | segm mAP | '
-            f'bbox − {reference} | segm − {reference} | segm, in words |',
-            '|---|---|---|---|---|---|---|---|']
+def table(groups: Groups, reference: str, names: list[str]) -> str:
+    """The comparison of the scores ``names`` as Markdown, the last of them in words, too."""
+    kinds = [name.split('_')[0] for name in names]
+    head = ['pattern', 'method', 'n', *(f'{kind} mAP' for kind in kinds),
+            *(f'{kind} − {reference}' for kind in kinds), f'{kinds[-1]}, in words']
+    rows = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for method, pattern in sorted(groups, key=order):
         runs = groups[method, pattern]
-        compared = ('', ''), ('', '')
+        compared = [('', '')] * len(names)
         if method != reference:
             against = groups.get((reference, pattern), {})
-            compared = tuple(difference(paired(runs, against, score)) for score in matrix.SCORES)
+            compared = [difference(paired(runs, against, score)) for score in names]
         cells = [pattern or '', method, len(runs),
-                 *(spread(scores(runs, score)) for score in matrix.SCORES),
-                 compared[0][0], compared[1][0], compared[1][1]]
+                 *(spread(scores(runs, score)) for score in names),
+                 *(text for text, _ in compared), compared[-1][1]]
         rows.append('| ' + ' | '.join(map(str, cells)) + ' |')
     return '\n'.join(rows)
 
 
-def page(runs: list[dict], wanted: int, reference: str, command: str) -> str:
-    """All of results.md."""
+def page(runs: list[dict], comparison: str, wanted: int, command: str) -> str:
+    """All of results.md, around its table."""
     trained = [run for run in runs if run['method'] != matrix.START]
     iterations = sorted({run['iterations'] for run in trained})
     start = sorted({run['iterations'] for run in runs if run['method'] == matrix.START})
@@ -129,7 +144,7 @@ def page(runs: list[dict], wanted: int, reference: str, command: str) -> str:
         'mAP in points: mean ± standard deviation over n seeds. Differences are paired by seed, '
         f'with their {CONFIDENCE:.0%} interval (Student\'s t; with 3 seeds it is wide); "within '
         'noise" is an interval that holds 0. "One seed" says nothing about noise.', '',
-        table(group(runs), reference), '',
+        comparison, '',
         '![mAP by the share of weights kept](sparsity.png)', '',
         '![Training curves](curves.png)', ''])
 
@@ -138,11 +153,11 @@ def _join(numbers: list[int]) -> str:
     return ' or '.join(f'{number:,}' for number in numbers)
 
 
-def draw_sparsity(groups: Groups, methods: list[str]) -> Figure:
+def draw_sparsity(groups: Groups, methods: list[str], names: list[str]) -> Figure:
     """mAP over patterns, from the one that keeps most, a line a method."""
     places = {key[1]: np.log2(-1 / order(key)) for key in groups if key[1]}
     picture = Figure(figsize=(11, 4.5), layout='constrained')
-    for axes, score in zip(picture.subplots(1, 2), matrix.SCORES, strict=True):
+    for axes, score in zip(picture.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         dense = groups.get(('dense', None))
         if dense is not None:
             mean = scores(dense, score).mean()
@@ -162,7 +177,7 @@ def draw_sparsity(groups: Groups, methods: list[str]) -> Figure:
     return picture
 
 
-def draw_curves(groups: Groups, methods: list[str], pattern: str) -> Figure:
+def draw_curves(groups: Groups, methods: list[str], pattern: str, score: str) -> Figure:
     """Validation mAP and training loss by epoch, means over seeds, with the ramp drawn in."""
     picture = Figure(figsize=(11, 4.5), layout='constrained')
     left, right = picture.subplots(1, 2)
@@ -170,7 +185,7 @@ def draw_curves(groups: Groups, methods: list[str], pattern: str) -> Figure:
     shown = [('dense', None), *((method, pattern) for method in methods)]
     for key in [key for key in shown if key in groups]:
         runs = list(groups[key].values())
-        line, = left.plot(*mean_curve([run['curve'] for run in runs], matrix.SCORES[1], 100),
+        line, = left.plot(*mean_curve([run['curve'] for run in runs], score, 100),
                           marker='o', label=key[0])
         right.plot(*mean_curve([run['train'] for run in runs], 'loss'), label=key[0],
                    color=line.get_color())
@@ -179,7 +194,7 @@ def draw_curves(groups: Groups, methods: list[str], pattern: str) -> Figure:
             for axes in behind:
                 axes.fill_between([0, *runs[0]['train']['epoch']], [ramp[0], *ramp], step='pre',
                                   alpha=0.12, color=line.get_color())
-    left.set_ylabel('segm mAP on the validation set, points')
+    left.set_ylabel(f'{score.replace("_", " ")} on the validation set, points')
     right.set_ylabel('training loss')
     for axes in (left, right):
         axes.set_xlabel('epoch')
@@ -216,17 +231,21 @@ def main() -> None:
     runs, wanted = read_runs(args.spec, args.runs)
     groups = group(runs)
     spec = Config.fromfile(args.spec)
-    if args.reference not in spec.methods:
-        raise cli.UsageError(f'--reference {args.reference} is no method of {args.spec}')
+    if spec.methods.get(args.reference) is None:
+        raise cli.UsageError(f'--reference {args.reference} is no sparse method of {args.spec}')
+    if args.curves not in {key[1] for key in groups}:
+        raise cli.UsageError(f'--curves {args.curves}: no run has this pattern')
+    names = scores_of(runs)
+    comparison = table(groups, args.reference, names)
     methods = [method for method, changes in spec.methods.items() if changes is not None]
     with cli.writing(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
         save_text('[\n' + ',\n'.join(map(json.dumps, runs)) + ']\n', args.out / 'runs.json')
         command = f'python tools/sweep.py {args.spec} --out DIR'
-        save_text(page(runs, wanted, args.reference, command), args.out / 'results.md')
-        figure.save(draw_sparsity(groups, methods), args.out / 'sparsity.png')
-        figure.save(draw_curves(groups, methods, args.curves), args.out / 'curves.png')
-    print(table(groups, args.reference))
+        save_text(page(runs, comparison, wanted, command), args.out / 'results.md')
+        figure.save(draw_sparsity(groups, methods, names), args.out / 'sparsity.png')
+        figure.save(draw_curves(groups, methods, args.curves, names[-1]), args.out / 'curves.png')
+    print(comparison)
 
 
 if __name__ == '__main__':

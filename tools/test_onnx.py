@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
+from maxq_mm.deploy.metadata import Metadata
 from maxq_mm.deploy.runtime import OnnxDetector
 
 
@@ -33,11 +34,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_classes(detector: OnnxDetector, dataset, path: Path) -> None:
+def check_metrics(detector: OnnxDetector, cfg: Config, path: Path) -> None:
+    """UsageError if the evaluator asks for masks, which the file does not give."""
+    evaluators = cfg.test_evaluator
+    for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+        if 'segm' in (evaluator.get('metric') or ()) and 'masks' not in detector.outputs:
+            raise cli.UsageError(f'{path} gives no masks, and test_evaluator asks for segm')
+
+
+def check_classes(about: Metadata, dataset, path: Path) -> None:
     """UsageError unless the file finds the classes of the data set."""
-    own, other = detector.about.classes, tuple(dataset.metainfo.get('classes', ()))
+    own, other = about.classes, tuple(dataset.metainfo.get('classes', ()))
     if own and other and own != other:
-        raise cli.UsageError(f'{path} finds {_some(own)}, the test data has {_some(other)}')
+        raise cli.UsageError(f'{path} finds {_some(own)}, the data has {_some(other)}')
 
 
 def _some(names: tuple[str, ...]) -> str:
@@ -55,6 +64,8 @@ def evaluate(detector: OnnxDetector, loader: DataLoader, cfg: Config) -> dict[st
 
 def main() -> None:
     args = parse_args()
+    if args.json is not None and args.model.is_file():
+        cli.check_not_itself(args.json, args.model)
     cfg = cli.read_config(args)
     missing = [key for key in ('test_dataloader', 'test_evaluator') if not cfg.get(key)]
     if missing:
@@ -62,8 +73,13 @@ def main() -> None:
     cli.check_data(cfg, 'test')
     detector = OnnxDetector.from_file(args.model, args.threads)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
+    check_metrics(detector, cfg, args.model)
+    for dataset in cli.datasets(cfg.test_dataloader):
+        dataset.serialize_data = False  # an empty set cannot be serialized
     loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
-    check_classes(detector, loader.dataset, args.model)
+    if not len(loader.dataset):
+        raise cli.UsageError('the test set has no images')
+    check_classes(detector.about, loader.dataset, args.model)
     metrics = evaluate(detector, loader, cfg)
     print(f'{args.model}: ' + ', '.join(
         f'{name} {value:.3f}' for name, value in metrics.items()))

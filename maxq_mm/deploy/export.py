@@ -109,7 +109,11 @@ def _trace(model: nn.Module, about: Metadata, size: tuple[int, int]) -> bytes:
     sides = {2: 'height', 3: 'width'} if about.size is None else {}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the tracer, about shapes that are fixed
-        outputs = graph(model, image, image_size)
+        try:
+            outputs = graph(model, image, image_size)
+        except RuntimeError as error:
+            raise ValueError(f'{type(model).__name__} cannot run on an image of {size[0]} x '
+                             f'{size[1]} ({str(error).splitlines()[0]})') from error
         names = OUTPUTS[:len(outputs)] if whole else [
             f'features_{level}' for level in range(len(outputs))]
         axes = {'image': sides} | {name: {0: 'detections'} if whole else {

@@ -59,7 +59,7 @@ def read_float(path: str | Path) -> tuple[ModelProto, Metadata]:
 def check_names(model: ModelProto, names: Sequence[str]) -> None:
     """Raises ValueError naming the first of ``names`` that is no part of any layer's name."""
     for name in names:
-        if not any(_is_named(node, (name, )) for node in _layers(model)):
+        if not name or not any(_is_named(node, (name, )) for node in _layers(model)):
             raise ValueError(f'{name!r} is no layer of the file, nor a part of its name')
 
 

@@ -147,7 +147,7 @@ def test_fold(refuse, checkpoint, trained, tmp_path):
     half_way = trained / 'epoch_20.pth'
     error = refuse('fold.py', half_way, out, '--strict')
     assert '19 of 19 layers do not satisfy their pattern, such as backbone.layer1' in error
-    assert 'is the checkpoint itself' in refuse('fold.py', half_way, half_way)
+    assert 'is the input itself' in refuse('fold.py', half_way, half_way)
     broken = copy.copy(load_file(half_way))
     del broken['state_dict']['backbone.layer1.0.conv1.weight']
     save_file(broken, tmp_path / 'broken.pth')

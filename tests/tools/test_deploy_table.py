@@ -60,3 +60,10 @@ def test_missing_file(config, folded, shapes, refuse, tmp_path):
     assert re.search('--set a b: file not found: gone.pth', error)
     error = refuse('deploy_table.py', '--set', 'a', config, folded, folded, tmp_path)
     assert 'annotations not found' in error
+    inside = tmp_path / 'a/maxq.pth'
+    inside.parent.mkdir()
+    inside.write_bytes(folded.read_bytes())
+    error = refuse('deploy_table.py', '--set', 'a', config, folded, inside, shapes,
+                   '--work-dir', tmp_path)
+    assert 'is in the folder that is to be written' in error
+    assert inside.read_bytes() == folded.read_bytes()

@@ -317,7 +317,7 @@ def test_files_that_cannot_be_written(refuse, tmp_path):
         assert f'cannot write {out}: ' in refuse(publish(original(18)), 18, out)
     path = tmp_path / 'in.pth'
     before = path.read_bytes()
-    assert f'{path} is the checkpoint itself' in refuse(path, 18, path)
+    assert f'{path} is the input itself' in refuse(path, 18, path)
     assert path.read_bytes() == before
 
 

@@ -80,6 +80,32 @@ def test_bad_specs(write, runs, head, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize('methods, words', [
+    ("{'SR-STE': dict(), 'SR STE': dict(decay=0.)}", 'would both be trained in sr-ste-2x4-seed-0'),
+    ("{'start': None}", "other than 'start'"),
+    ("{'MaxQ': 3}", 'got 3'),
+], ids=['alike', 'start', 'no settings'])
+def test_methods_that_would_be_lost(write, methods, words):
+    path = write([], HEAD + f'methods = {methods}')
+    path.write_text(path.read_text() + "runs = [dict(methods=list(methods), patterns=['2:4'], "
+                    'seeds=[0])]')
+    with pytest.raises(cli.UsageError) as error:
+        matrix.read_spec(path)
+    assert words in str(error.value)
+
+
+def test_settings_are_compared_without_places(write, tmp_path):
+    first, run = matrix.read_spec(write([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0])]))
+    out = tmp_path / 'out'
+    matrix.keep_config(run, out, None)
+    matrix.keep_config(run, tmp_path / 'x/../out', None)
+    text = matrix.config_of(run, out).read_text()
+    assert "pattern='2:4'" in text
+    matrix.config_of(run, out).write_text(text.replace("pattern='2:4'", "pattern='1:4'"))
+    with pytest.raises(ValueError, match='other settings'):
+        matrix.keep_config(run, out, None)
+
+
 def log(folder, time, *lines):
     path = folder / time / 'vis_data'
     path.mkdir(parents=True)
@@ -94,7 +120,8 @@ def test_history_of_a_resumed_run(tmp_path):
         return json.dumps({'coco/bbox_mAP': score, 'step': step})
 
     log(tmp_path, '2', train(15, 4.), train(25, 5.), val(1, 0.6))  # resumed at 10
-    log(tmp_path, '1', train(10, 1.), train(20, 2.), val(1, 0.5), train(30, 3.), '{"loss": 2')
+    log(tmp_path, '1', train(10, 1.), train(20, 2.), val(1, 0.5), train(30, 3.), '{"loss": 2',
+        '5', 'null', '{}', '"loss"')
     trained, validated = matrix.history(tmp_path)
     assert [(t['step'], t['loss']) for t in trained] == [(10, 1.), (15, 4.), (25, 5.)]
     assert [(v['step'], v['coco/bbox_mAP']) for v in validated] == [(1, 0.6)]

@@ -63,7 +63,7 @@ def test_converts_there_and_back(download, tmp_path, shapes):
         for image, original in zip(made['images'], ids, strict=True):
             picture = cv2.imread(str(out / name / image['file_name']))
             assert (picture == cv2.imread(str(shapes / f'train/{original:05d}.png'))).all()
-    assert not out.with_name('nuclei.part').exists()
+    assert not list(tmp_path.glob('.nuclei.*'))
 
 
 def test_split_of_the_project():
@@ -85,7 +85,7 @@ def test_incomplete_download(download, tmp_path, refuse, spoil, words):
     source, split, _ = download
     spoil(next(path for path in sorted(source.iterdir())[2:3]))
     assert words in refuse('prepare_nuclei.py', source, tmp_path / 'out', '--split', split)
-    assert not list(tmp_path.glob('out*'))
+    assert not [*tmp_path.glob('out*'), *tmp_path.glob('.out*')]
 
 
 def test_refusals(download, tmp_path, refuse):
@@ -94,3 +94,6 @@ def test_refusals(download, tmp_path, refuse):
     assert 'is there already' in refuse('prepare_nuclei.py', source, tmp_path, '--split', split)
     assert 'not a readable split' in refuse('prepare_nuclei.py', source, tmp_path / 'out',
                                             '--split', tmp_path / 'none.json')
+    split.write_text('{"train": 5}')
+    assert 'holds no lists of image ids' in refuse('prepare_nuclei.py', source, tmp_path / 'out',
+                                                   '--split', split)

@@ -1,3 +1,4 @@
+import fcntl
 import json
 
 import pytest
@@ -81,7 +82,19 @@ def test_sweep_from_start_to_table(spec, shapes, tmp_path):
     assert f'{config} has other settings than the spec now' in run_tool(*command, code=2)
 
 
+def test_only_one_at_a_time(spec, shapes, refuse, tmp_path):
+    spec.write_text(SPEC)
+    out = tmp_path / 'runs'
+    out.mkdir()
+    with (out / '.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        error = refuse('sweep.py', spec, '--out', out, '--data-root', shapes)
+    assert f'working in {out}' in error
+    assert [path.name for path in out.iterdir()] == ['.lock']
+
+
 def test_refusals(spec, refuse, tmp_path):
+    spec.write_text(SPEC)
     assert 'spec not found' in refuse('sweep.py', tmp_path / 'x.py', '--out', tmp_path / 'out')
     assert 'annotations not found' in refuse('sweep.py', spec, '--out', tmp_path / 'out',
                                              '--data-root', tmp_path)

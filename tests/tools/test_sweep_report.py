@@ -1,5 +1,6 @@
 import json
 
+import matrix
 import numpy as np
 import pytest
 import sweep_report
@@ -13,8 +14,9 @@ SPEC = ROOT / 'configs/nuclei/sweep.py'
 def made(method, pattern, seed, segm):
     """What a finished run leaves, with scores given."""
     return dict(
-        name=f'{method}-{pattern}-{seed}'.lower(), method=method, pattern=pattern, seed=seed,
-        start=None, epochs=2, iterations=20, scores=dict(bbox_mAP=segm + .05, segm_mAP=segm),
+        name=matrix.Run(method, pattern, seed, SPEC).name, method=method, pattern=pattern,
+        seed=seed, start=None, epochs=2, iterations=20,
+        scores=dict(bbox_mAP=segm + .05, segm_mAP=segm),
         curve=dict(epoch=[1, 2], bbox_mAP=[.1, segm + .05], segm_mAP=[.1, segm]),
         train=dict(epoch=[1., 2.], loss=[3., 2.],
                    dense_fraction=[.5, 0.] if method == 'MaxQ' else [0., 0.]), hook=None)
@@ -78,11 +80,30 @@ def test_writes_table_plots_and_runs(source, tmp_path):
     assert (again / 'results.md').read_text() == table
 
 
+def test_of_boxes_alone(tmp_path):
+    runs = [dict(run, scores=dict(bbox_mAP=run['scores']['bbox_mAP']),
+                 curve={key: run['curve'][key] for key in ('epoch', 'bbox_mAP')}) for run in RUNS]
+    (tmp_path / 'runs.json').write_text(json.dumps(runs))
+    printed = run_tool('tools/sweep_report.py', SPEC, '--runs', tmp_path / 'runs.json',
+                       '--out', tmp_path / 'out')
+    assert '| 1:16 | MaxQ | 3 | 32.0 ± 2.6 | +5.0 ± 2.5 | better |' in printed
+    assert 'segm' not in printed
+
+
 def test_refusals(refuse, source, tmp_path):
     arguments = SPEC, '--out', tmp_path / 'out', '--runs'
     assert 'no finished run' in refuse('sweep_report.py', *arguments, tmp_path)
+    assert '--reference dense is no sparse method' in refuse(
+        'sweep_report.py', *arguments, source, '--reference', 'dense')
+    assert '--curves 1:3: no run has this pattern' in refuse(
+        'sweep_report.py', *arguments, source, '--curves', '1:3')
+    other = tmp_path / 'other.json'
+    other.write_text(json.dumps([*RUNS, dict(RUNS[-1], name='another')]))
+    assert 'has the run another, which' in refuse('sweep_report.py', *arguments, other)
+    other.write_text(json.dumps([dict(name='start-seed-0')]))
+    assert 'without its settings' in refuse('sweep_report.py', *arguments, other)
     assert 'spec not found' in refuse('sweep_report.py', 'x.py', *arguments[1:], source)
-    assert '--reference x is no method' in refuse('sweep_report.py', *arguments, source,
+    assert '--reference x is no sparse method' in refuse('sweep_report.py', *arguments, source,
                                                   '--reference', 'x')
     source.write_text('{')
     assert 'not the runs of a sweep' in refuse('sweep_report.py', *arguments, source)
