@@ -39,6 +39,13 @@ class MaxQRunner(Runner):
             torch.distributed.init_process_group('gloo')
         super().setup_env(env_cfg)
 
+    def train(self) -> nn.Module:
+        """Train; processes on CPUs leave together, since gloo may abort one that leaves early."""
+        model = super().train()
+        if self._on_cpus:
+            torch.distributed.barrier()
+        return model
+
     def register_hooks(self, default_hooks: dict | None = None,
                        custom_hooks: list | None = None) -> None:
         super().register_hooks(default_hooks, custom_hooks)
