@@ -17,6 +17,7 @@ from pathlib import Path
 
 import cli
 import torch
+from matrix import SCORES
 from measure import alternate, machine, summarize
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -29,7 +30,6 @@ from maxq_mm.nn.report import table
 
 TOOLS = Path(__file__).parent
 MIB = 2**20
-SCORES = {'bbox_mAP': 'coco/bbox_mAP', 'segm_mAP': 'coco/segm_mAP'}
 CPU = torch.device('cpu')
 
 
@@ -118,7 +118,7 @@ def compare(given: list[str], args: argparse.Namespace) -> list[dict]:
         lambda turns: track(turns, f'{name}: turns', console=Console(stderr=True)))
     return [dict(
         set=name, network=row.network, runtime=row.runtime,
-        **{key: scores[row.name].get(metric) for key, metric in SCORES.items()},
+        **{score: scores[row.name].get(f'coco/{score}') for score in SCORES},
         latency_ms=1000 * timing['median_s'] / len(batches), ratio=timing['ratio'],
         ratio_low=timing['ratio_low'], ratio_high=timing['ratio_high'],
         size_mib=row.file.stat().st_size / MIB)

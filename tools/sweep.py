@@ -195,11 +195,11 @@ def parse_args() -> argparse.Namespace:
 
 def check(runs: list[matrix.Run], args: argparse.Namespace) -> None:
     """UsageError for what would stop a run later, before anything trains."""
+    configs = {}
     for run in runs:
         matrix.epochs_of(run)
-        matrix.configure(run, args.out, args.data_root)
-    for cfg in {run.config: matrix.configure(run, args.out, args.data_root)
-                for run in runs}.values():
+        configs[run.config] = matrix.configure(run, args.out, args.data_root)
+    for cfg in configs.values():
         cli.check_data(cfg, 'train', 'val')
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..functional.masks import satisfies
 from ..nn.fold import fold
 from . import detectors, metadata
+from .errors import first_line
 from .metadata import Metadata, SparseLayer
 
 OPSET = 17
@@ -97,7 +98,7 @@ def to_onnx(model: nn.Module, about: Metadata, patterns: Mapping[str, str],
         onnx.checker.check_model(found, full_check=True)
     except Exception as error:  # the checker raises kinds of its own
         raise ValueError(f'what torch exports of this {type(model).__name__} is no valid ONNX: '
-                         f'{_first_line(error)}') from error
+                         f'{first_line(error)}') from error
     return found
 
 
@@ -113,7 +114,7 @@ def _trace(model: nn.Module, about: Metadata, size: tuple[int, int]) -> bytes:
             outputs = graph(model, image, image_size)
         except RuntimeError as error:
             raise ValueError(f'{type(model).__name__} cannot run on an image of {size[0]} x '
-                             f'{size[1]} ({str(error).splitlines()[0]})') from error
+                             f'{size[1]} ({first_line(error)})') from error
         names = OUTPUTS[:len(outputs)] if whole else [
             f'features_{level}' for level in range(len(outputs))]
         axes = {'image': sides} | {name: {0: 'detections'} if whole else {
@@ -127,7 +128,7 @@ def _trace(model: nn.Module, about: Metadata, size: tuple[int, int]) -> bytes:
                 input_names=list(INPUTS), output_names=list(names), dynamic_axes=axes)
         except Exception as error:  # torch raises many kinds
             raise ValueError(f'torch cannot export this {type(model).__name__}: '
-                             f'{_first_line(error)}') from error
+                             f'{first_line(error)}') from error
         finally:
             del model.forward
     return buffer.getvalue()
@@ -195,7 +196,3 @@ def check_zeros(model: onnx.ModelProto, weights: Mapping[str, Tensor],
         return 'no N:M layers: the checkpoint tells of none'
     return (f'{len(layers)} of {len(patterns)} N:M layers are in the file and satisfy their '
             f'pattern, with {found:,} zeros ({expected:,} in the checkpoint)')
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -17,6 +17,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from . import metadata
+from .errors import first_line
 from .metadata import Metadata
 
 # onnxruntime's warnings are about its own optimisations.
@@ -37,7 +38,7 @@ def read_file(path: str | Path) -> tuple[bytes, Metadata]:
         model = onnx.load_from_string(content)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and the checker raise kinds of their own
-        raise ValueError(f'not a readable ONNX file: {path} ({_first_line(error)})') from error
+        raise ValueError(f'not a readable ONNX file: {path} ({first_line(error)})') from error
     try:
         about = metadata.read(model)
     except ValueError as error:
@@ -60,7 +61,7 @@ def make_session(content: bytes, threads: int | None = None) -> onnxruntime.Infe
     try:
         return onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
     except Exception as error:  # onnxruntime raises kinds of its own
-        raise ValueError(f'onnxruntime cannot run the file ({_first_line(error)})') from error
+        raise ValueError(f'onnxruntime cannot run the file ({first_line(error)})') from error
 
 
 def feeds(image: Tensor, about: Metadata) -> dict[str, np.ndarray]:
@@ -134,8 +135,3 @@ class OnnxDetector:
         return self._paster.predict_by_feat(
             (found['masks'][:, None], ), [instances], [meta], test_cfg, rescale=True,
             activate_map=True)[0]
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
