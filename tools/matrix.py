@@ -106,10 +106,15 @@ def configure(run: Run, out: Path, data_root: Path | None) -> Config:
         raise cli.UsageError(f'{run.config} has {len(ours)} MaxQHooks, and a sweep changes one')
     cfg.setdefault('randomness', {}).update(seed=run.seed)
     cfg.work_dir = str(out / run.name)
-    cfg.load_from = None
-    if run.start is not None:
-        cfg.load_from = find_latest_checkpoint(str(out / run.start))
+    cfg.load_from = trained_weights(run, out)
     return cfg
+
+
+def trained_weights(run: Run, out: Path) -> str | None:
+    """The checkpoint that the run starts from; None if there is none, or none yet."""
+    if run.start is None or not (out / run.start / 'last_checkpoint').is_file():
+        return None
+    return find_latest_checkpoint(str(out / run.start))
 
 
 def epochs_of(run: Run) -> int:
@@ -199,6 +204,8 @@ def result(run: Run, out: Path) -> dict:
              if all(f'coco/{score}' in entry for entry in val)}
     if not curve:
         raise ValueError(f'{folder} has neither of the scores {" and ".join(SCORES)}')
+    if min(map(min, curve.values())) < 0:  # pycocotools' -1
+        raise ValueError(f'{folder} has no scores: its validation set has no objects')
     return dict(
         name=run.name, method=run.method, pattern=run.pattern, seed=run.seed, start=run.start,
         epochs=epochs, iterations=iterations,

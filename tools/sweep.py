@@ -24,7 +24,6 @@ from typing import TextIO
 import cli
 import matrix
 import torch
-from mmengine.runner import find_latest_checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -101,7 +100,7 @@ class Sweep:
     def _start(self, run: matrix.Run) -> None:
         folder = self.out / run.name
         folder.mkdir(parents=True, exist_ok=True)
-        if run.start is not None and not find_latest_checkpoint(str(self.out / run.start)):
+        if run.start is not None and matrix.trained_weights(run, self.out) is None:
             self._fail(run, f'{self.out / run.start} has no checkpoint to start from')
             return
         try:

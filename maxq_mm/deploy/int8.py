@@ -57,10 +57,17 @@ def read_float(path: str | Path) -> tuple[ModelProto, Metadata]:
 
 
 def check_names(model: ModelProto, names: Sequence[str]) -> None:
-    """Raises ValueError naming the first of ``names`` that is no part of any layer's name."""
+    """Whether ``names`` can stay float32, for :func:`quantize`.
+
+    Raises:
+        ValueError: one of them is no part of any layer's name, or they leave no layer for int8.
+    """
+    layers = list(_layers(model))
     for name in names:
-        if not name or not any(_is_named(node, (name, )) for node in _layers(model)):
+        if not name or not any(_is_named(node, (name, )) for node in layers):
             raise ValueError(f'{name!r} is no layer of the file, nor a part of its name')
+    if names and all(_is_named(node, names) for node in layers):
+        raise ValueError(f'{", ".join(map(repr, names))} would leave no layer for int8')
 
 
 def default_float(model: ModelProto) -> tuple[str, ...]:

@@ -143,6 +143,8 @@ def test_layers_that_are_to_stay_float(net, model):
     int8.check_names(model, ['4', '6'])
     with pytest.raises(ValueError, match="'nothing' is no layer"):
         int8.check_names(model, ['4', 'nothing'])
+    with pytest.raises(ValueError, match="'0', '1', '4', '6' would leave no layer for int8"):
+        int8.check_names(model, ['0', '1', '4', '6'])
 
 
 def test_a_lost_zero_or_pattern_is_an_error(model):

@@ -3,6 +3,7 @@ import json
 import cli
 import matrix
 import pytest
+import torch
 from mmengine.config import Config
 
 from .conftest import ROOT
@@ -34,7 +35,8 @@ def test_multiplies_out_in_order(write):
     assert all(run.pattern is None for run in runs if run.method in ('start', 'dense'))
 
 
-@pytest.mark.parametrize('name', ['sweep', 'sweep_all_layers', 'ablations'])
+@pytest.mark.parametrize('name', ['sweep', 'sweep_all_layers', 'sweep_longer',
+                                  'ablations'])
 def test_specs_of_the_project(name, tmp_path):
     runs = matrix.read_spec(NUCLEI / f'{name}.py')
     assert len({run.name for run in runs}) == len(runs) > 10
@@ -125,3 +127,15 @@ def test_history_of_a_resumed_run(tmp_path):
     trained, validated = matrix.history(tmp_path)
     assert [(t['step'], t['loss']) for t in trained] == [(10, 1.), (15, 4.), (25, 5.)]
     assert [(v['step'], v['coco/bbox_mAP']) for v in validated] == [(1, 0.6)]
+
+
+def test_a_validation_set_without_objects_gives_no_scores(write, tmp_path):
+    run = matrix.read_spec(write([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0])]))[1]
+    matrix.keep_config(run, tmp_path, None)
+    folder = tmp_path / run.name
+    log(folder, '1', json.dumps({'coco/bbox_mAP': -1., 'coco/segm_mAP': 0.5, 'step': 8}))
+    with pytest.raises(ValueError, match='no checkpoint of epoch 8'):
+        matrix.result(run, tmp_path)
+    torch.save(dict(meta=dict(iter=712), state_dict={}), folder / 'epoch_8.pth')
+    with pytest.raises(ValueError, match='its validation set has no objects'):
+        matrix.result(run, tmp_path)

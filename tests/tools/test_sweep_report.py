@@ -80,14 +80,34 @@ def test_writes_table_plots_and_runs(source, tmp_path):
     assert (again / 'results.md').read_text() == table
 
 
-def test_of_boxes_alone(tmp_path):
+def test_of_boxes_and_one_pattern_alone(tmp_path):
     runs = [dict(run, scores=dict(bbox_mAP=run['scores']['bbox_mAP']),
-                 curve={key: run['curve'][key] for key in ('epoch', 'bbox_mAP')}) for run in RUNS]
+                 curve={key: run['curve'][key] for key in ('epoch', 'bbox_mAP')})
+            for run in RUNS if run['pattern'] != '2:4']
     (tmp_path / 'runs.json').write_text(json.dumps(runs))
     printed = run_tool('tools/sweep_report.py', SPEC, '--runs', tmp_path / 'runs.json',
                        '--out', tmp_path / 'out')
     assert '| 1:16 | MaxQ | 3 | 32.0 ± 2.6 | +5.0 ± 2.5 | better |' in printed
     assert 'segm' not in printed
+    assert '2:4' not in printed
+
+
+def test_plots_hold_every_method():
+    groups, names = sweep_report.group(RUNS), ['bbox_mAP', 'segm_mAP']
+    methods = ['dense', 'SR-STE', 'MaxQ', 'STE', 'ASP']  # STE was not trained
+    axes = sweep_report.draw_sparsity(groups, methods, names).axes[1]
+    assert axes.get_legend_handles_labels()[1] == ['dense', 'SR-STE', 'MaxQ', 'ASP']
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ['2:4', '1:16']
+    at_1x16 = {key: runs for key, runs in groups.items() if key[1] != '2:4'}
+    axes = sweep_report.draw_sparsity(at_1x16, methods, names).axes[1]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ['SR-STE', 'MaxQ', 'ASP']
+    np.testing.assert_allclose(axes.containers[1].lines[0].get_xydata(), [[1, 27]])
+
+    score, loss, *ramps = sweep_report.draw_curves(groups, methods, '1:16', 'segm_mAP').axes
+    assert [line.get_label() for line in score.lines] == ['dense', 'SR-STE', 'MaxQ', 'ASP']
+    np.testing.assert_allclose(score.lines[2].get_xydata(), [[1, 10], [2, 27]])
+    np.testing.assert_allclose(loss.lines[2].get_xydata(), [[1, 3], [2, 2]])
+    assert [len(axes.collections) for axes in ramps] == [1, 1]  # MaxQ's alone
 
 
 def test_refusals(refuse, source, tmp_path):
