@@ -114,10 +114,10 @@ def order(key: tuple[str, str | None]) -> float:
 
 
 def table(groups: Groups, reference: str, names: list[str]) -> str:
-    """The comparison of the scores ``names`` as Markdown, the last of them in words, too."""
+    """The comparison of the scores ``names`` as Markdown."""
     kinds = [name.split('_')[0] for name in names]
     head = ['pattern', 'method', 'n', *(f'{kind} mAP' for kind in kinds),
-            *(f'{kind} − {reference}' for kind in kinds), f'{kinds[-1]}, in words']
+            *(f'{kind} − {reference}' for kind in kinds), 'in words']
     rows = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for method, pattern in sorted(groups, key=order):
         runs = groups[method, pattern]
@@ -127,9 +127,17 @@ def table(groups: Groups, reference: str, names: list[str]) -> str:
             compared = [difference(paired(runs, against, score)) for score in names]
         cells = [pattern or '', method, len(runs),
                  *(spread(scores(runs, score)) for score in names),
-                 *(text for text, _ in compared), compared[-1][1]]
+                 *(text for text, _ in compared),
+                 in_words(dict(zip(kinds, (said for _, said in compared), strict=True)))]
         rows.append('| ' + ' | '.join(map(str, cells)) + ' |')
     return '\n'.join(rows)
+
+
+def in_words(verdicts: dict[str, str]) -> str:
+    """What is said of each kind of score, in one if it is the same."""
+    if len(set(verdicts.values())) == 1:
+        return next(iter(verdicts.values()))
+    return ', '.join(f'{kind} {verdict}' for kind, verdict in verdicts.items())
 
 
 def page(runs: list[dict], comparison: str, wanted: int, command: str) -> str:

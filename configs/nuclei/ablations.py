@@ -23,6 +23,14 @@ methods = {
     'long ramp, 7 epochs': ramp('cubic', 7),
     'largest stay dense': dict(everywhere, order='largest'),
     'random stay dense': dict(everywhere, order='random'),
+    'no decay': dict(everywhere, decay=0.),
+    'temperature 0.03': dict(everywhere, temperature=0.03),
+    'temperature 0.1': dict(everywhere, temperature=0.1),  # of the scale of the weights
 }
-runs = [dict(methods=list(methods), patterns=['1:16'], seeds=[0])]
+runs = [
+    dict(methods=list(methods), patterns=['1:16'], seeds=[0]),
+    dict(methods=['MaxQ, all layers', 'SR-STE, all layers', 'no query', 'no ramp',
+                  'no filter query', 'no kernel query', 'temperature 0.1'],
+         patterns=['1:16'], seeds=[1, 2]),
+]
 del ramp

@@ -13,9 +13,13 @@ methods = {
     'STE': dict(plain, decay=0.),
     'SR-STE': plain,
     'MaxQ': dict(),
+    'MaxQ, no ramp': dict(ramp=None),
+    'MaxQ, no query': dict(axes=()),
 }
-seeds = [0, 1, 2]
 runs = [
-    dict(methods=['dense', 'SR-STE', 'MaxQ', 'ASP', 'STE'], patterns=['1:16'], seeds=seeds),
-    dict(methods=['SR-STE', 'MaxQ', 'ASP', 'STE'], patterns=['2:4'], seeds=seeds),
+    dict(methods=['dense', 'SR-STE', 'MaxQ', 'ASP', 'STE'], patterns=['1:16', '2:4'],
+         seeds=[0, 1, 2]),
+    dict(methods=['MaxQ, no ramp', 'MaxQ, no query'], patterns=['1:16'], seeds=[0, 1, 2]),
+    dict(methods=['SR-STE', 'MaxQ'], patterns=['1:4', '1:8'], seeds=[0, 1, 2]),
+    dict(methods=['ASP', 'STE'], patterns=['1:4', '1:8'], seeds=[0]),
 ]

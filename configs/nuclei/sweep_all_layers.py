@@ -15,7 +15,7 @@ methods = {
     'MaxQ, all layers': everywhere,
 }
 runs = [
-    dict(methods=['dense', 'SR-STE, all layers', 'MaxQ, all layers'], patterns=['1:16'],
-         seeds=[0, 1, 2]),
-    dict(methods=['ASP, all layers', 'STE, all layers'], patterns=['1:16'], seeds=[0]),
+    dict(methods=list(methods), patterns=['1:16'], seeds=[0, 1, 2]),
+    dict(methods=['STE, all layers', 'SR-STE, all layers', 'MaxQ, all layers'],
+         patterns=['1:16'], seeds=[3, 4]),
 ]

@@ -56,6 +56,13 @@ def test_pairs_by_seed():
     np.testing.assert_allclose(sweep_report.paired(runs, against, 'segm_mAP'), [5, 10])
 
 
+def test_in_words():
+    assert sweep_report.in_words(dict(bbox='better', segm='better')) == 'better'
+    assert sweep_report.in_words(dict(segm='one seed')) == 'one seed'
+    assert sweep_report.in_words(dict(bbox='better', segm='within noise')) == \
+        'bbox better, segm within noise'
+
+
 def test_mean_curve_of_the_epochs_in_all():
     curves = [dict(epoch=[1, 2, 4], loss=[1., 2., 3.]), dict(epoch=[2, 3, 4], loss=[4., 9., 7.])]
     assert sweep_report.mean_curve(curves, 'loss', 10) == ([2, 4], [30., 50.])
