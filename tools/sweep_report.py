@@ -151,7 +151,8 @@ def page(runs: list[dict], comparison: str, wanted: int, command: str) -> str:
         f'themselves trained for {_join(start)} iterations (`{matrix.START}`).', '',
         'mAP in points: mean ± standard deviation over n seeds. Differences are paired by seed, '
         f'with their {CONFIDENCE:.0%} interval (Student\'s t; with 3 seeds it is wide); "within '
-        'noise" is an interval that holds 0. "One seed" says nothing about noise.', '',
+        'noise" is an interval that holds 0; by chance alone, one in twenty does not. "One seed" '
+        'says nothing about noise.', '',
         comparison, '',
         '![mAP by the share of weights kept](sparsity.png)', '',
         '![Training curves](curves.png)', ''])
@@ -180,9 +181,14 @@ def draw_sparsity(groups: Groups, methods: list[str], names: list[str]) -> Figur
                 x = [place]
             else:  # beside each other
                 x = [patterns[key[1]] + 0.04 * (place - (len(sparse) - 1) / 2) for key in keys]
+            style = _style(place)
             axes.errorbar(x, [v.mean() for v in values],
                           [v.std(ddof=1) if len(v) > 1 else 0. for v in values],
-                          marker='o', capsize=3, label=method, **_style(place))
+                          marker='o', capsize=3, label=method, **style)
+            single = [(at, v[0]) for at, v in zip(x, values, strict=True) if len(v) == 1]
+            if single:
+                axes.plot(*zip(*single, strict=True), 'o', color=style['color'],
+                          markerfacecolor='white', zorder=3)
         if len(patterns) == 1:
             axes.set_xticks(range(len(sparse)), sparse, rotation=40, ha='right',
                             rotation_mode='anchor')
@@ -193,7 +199,7 @@ def draw_sparsity(groups: Groups, methods: list[str], names: list[str]) -> Figur
             axes.legend(fontsize=8)
         axes.set_ylabel(score.replace('_', ' ') + ', points')
         axes.grid(axis='y', alpha=0.3)
-    picture.suptitle('mean and standard deviation over seeds')
+    picture.suptitle('mean and standard deviation over seeds; hollow: one seed')
     return picture
 
 

@@ -109,6 +109,8 @@ def test_plots_hold_every_method():
     axes = sweep_report.draw_sparsity(at_1x16, methods, names).axes[1]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ['SR-STE', 'MaxQ', 'ASP']
     np.testing.assert_allclose(axes.containers[1].lines[0].get_xydata(), [[1, 27]])
+    hollow, = [line for line in axes.lines if line.get_markerfacecolor() == 'white']
+    np.testing.assert_allclose(hollow.get_xydata(), [[2, 15]])  # ASP, of one seed
 
     score, loss, *ramps = sweep_report.draw_curves(groups, methods, '1:16', 'segm_mAP').axes
     assert [line.get_label() for line in score.lines] == ['dense', 'SR-STE', 'MaxQ', 'ASP']
