@@ -116,12 +116,17 @@ def read_config(args: argparse.Namespace) -> Config:
     if args.data_root is not None:
         use_data_root(cfg, args.data_root)
     if args.cfg_options:  # last, so that what is spelled out counts
-        try:
-            cfg.merge_from_dict(args.cfg_options)
-        except (KeyError, TypeError, IndexError) as error:
-            raise UsageError(f'--cfg-options does not fit {args.config} '
-                             f'({first_line(error)})') from error
+        merge_options(cfg, args.cfg_options, args.config)
     return cfg
+
+
+def merge_options(cfg: Config, options: dict, source: Path) -> None:
+    """Change settings of ``source``'s config, named by dotted keys; UsageError if one cannot be."""
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, IndexError) as error:
+        raise UsageError(f'options {options} do not fit {source} '
+                         f'({first_line(error)})') from error
 
 
 def prepare_run(args: argparse.Namespace) -> Config:

@@ -8,8 +8,12 @@ A spec is a config file of four settings, with paths relative to it:
     runs = [dict(methods=['STE', 'MaxQ'], patterns=['2:4', '1:16'], seeds=[0, 1, 2])]
 
 A method is what it changes of the hook's settings, or None for no hook. Each entry of ``runs``
-multiplies out; the order is that of running. A run's settings stand in NAME.py; what training
-writes is in the folder NAME, with result.json once it is finished.
+multiplies out; the order is that of running. With ``options``, an entry changes other settings of
+the config, as ``--cfg-options`` does: ``{'optim_wrapper.optimizer.lr': 1e-3}``. Its methods need
+names of their own. With ``from_scratch=True``, its runs do not begin with the weights of ``start``.
+
+A run's settings stand in NAME.py; what training writes is in the folder NAME, with result.json
+once it is finished.
 """
 
 import copy
@@ -41,6 +45,7 @@ class Run:
     config: Path
     changes: dict | None = None  # of MaxQHook's settings; None: trains without it
     start: str | None = None  # name of the run whose trained weights it starts from
+    options: dict | None = None  # changes of the config other than of MaxQHook
 
     @property
     def name(self) -> str:
@@ -72,16 +77,19 @@ def _multiply(spec: dict, folder: Path) -> list[Run]:
                              f'settings or None, got {changes!r}')
     runs: dict[str, Run] = {}
     for entry in spec['runs']:
+        if not isinstance(options := entry.get('options'), dict | None):
+            raise ValueError(f'options {options!r}: a dict of settings')
         for seed in entry['seeds']:
             first = Run(START, None, seed, start)
             runs.setdefault(first.name, first)
+            begin = None if entry.get('from_scratch', False) else first.name
             for method in entry['methods']:
                 if method not in methods:
                     raise ValueError(f'method {method!r} of runs is not among methods')
                 changes = methods[method]
                 for pattern in [None] if changes is None else entry['patterns']:
                     text = None if pattern is None else str(Pattern.parse(pattern))
-                    run = Run(method, text, seed, config, changes, first.name)
+                    run = Run(method, text, seed, config, changes, begin, options)
                     if runs.setdefault(run.name, run) != run:
                         raise ValueError(f'{method!r} and {runs[run.name].method!r} would both be '
                                          f'trained in {run.name}')
@@ -89,13 +97,21 @@ def _multiply(spec: dict, folder: Path) -> list[Run]:
 
 
 @lru_cache
-def _read_config(path: Path, data_root: Path | None = None) -> Config:
+def _read_config(path: Path, data_root: Path | None) -> Config:
     return cli.read_config(Namespace(config=path, data_root=data_root, cfg_options=None))
+
+
+def _config(run: Run, data_root: Path | None = None) -> Config:
+    """The run's config before its hook, seed and folder are set."""
+    cfg = copy.deepcopy(_read_config(run.config, data_root))
+    if run.options:
+        cli.merge_options(cfg, run.options, run.config)
+    return cfg
 
 
 def configure(run: Run, out: Path, data_root: Path | None) -> Config:
     """The whole config of a run, in folder ``out / run.name``."""
-    cfg = copy.deepcopy(_read_config(run.config, data_root))
+    cfg = _config(run, data_root)
     hooks = cfg.get('custom_hooks') or []
     ours = [hook for hook in hooks if hook.get('type') == 'MaxQHook']
     if run.changes is None:
@@ -119,7 +135,7 @@ def trained_weights(run: Run, out: Path) -> str | None:
 
 def epochs_of(run: Run) -> int:
     """How many epochs the run trains."""
-    train_cfg = _read_config(run.config).get('train_cfg') or {}
+    train_cfg = _config(run).get('train_cfg') or {}
     if 'max_epochs' not in train_cfg:
         raise cli.UsageError(f'{run.config} trains by iterations; a sweep takes epochs')
     return train_cfg.max_epochs
@@ -180,7 +196,7 @@ def _scalars(line: str) -> dict | None:
 
 def checkpoint_to_resume(run: Run, out: Path) -> Path | None:
     """The last checkpoint of the run, but for one whose validation was cut short."""
-    folder, train_cfg = out / run.name, _read_config(run.config).train_cfg
+    folder, train_cfg = out / run.name, _config(run).train_cfg
     validated = {entry['step'] for entry in history(folder)[1]}
     epochs = {int(path.stem.removeprefix('epoch_')): path for path in folder.glob('epoch_*.pth')}
     whole = [epoch for epoch in epochs if epoch in validated or not (
@@ -214,4 +230,4 @@ def result(run: Run, out: Path) -> dict:
         train=dict(epoch=[round(entry['step'] * epochs / iterations, 3) for entry in train],
                    loss=[round(entry['loss'], 4) for entry in train],
                    dense_fraction=[entry.get('maxq/dense_fraction', 1.) for entry in train]),
-        hook=None if hook is None else hook.to_dict())
+        hook=None if hook is None else hook.to_dict(), options=run.options)

@@ -197,7 +197,7 @@ def check(runs: list[matrix.Run], args: argparse.Namespace) -> None:
     configs = {}
     for run in runs:
         matrix.epochs_of(run)
-        configs[run.config] = matrix.configure(run, args.out, args.data_root)
+        configs[run.config, str(run.options)] = matrix.configure(run, args.out, args.data_root)
     for cfg in configs.values():
         cli.check_data(cfg, 'train', 'val')
 

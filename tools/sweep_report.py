@@ -28,7 +28,8 @@ from maxq_mm.engine.checkpoint import save_text
 from maxq_mm.functional.pattern import Pattern
 
 CONFIDENCE = 0.95
-_KEYS = {'name', 'method', 'pattern', 'seed', 'iterations', 'scores', 'curve', 'train'}
+_KEYS = {'name', 'method', 'pattern', 'seed', 'start', 'iterations', 'scores', 'curve',
+         'train'}
 # Runs by (method, pattern), then by seed.
 Groups = dict[tuple[str, str | None], dict[int, dict]]
 
@@ -144,11 +145,13 @@ def page(runs: list[dict], comparison: str, wanted: int, command: str) -> str:
     """All of results.md, around its table."""
     trained = [run for run in runs if run['method'] != matrix.START]
     iterations = sorted({run['iterations'] for run in trained})
-    start = sorted({run['iterations'] for run in runs if run['method'] == matrix.START})
+    dense = sorted({run['iterations'] for run in runs if run['method'] == matrix.START})
+    begins = sorted({'from scratch' if run['start'] is None else
+                     'from the dense weights of its seed, themselves trained for '
+                     f'{_join(dense)} iterations (`{matrix.START}`)' for run in trained})
     return '\n'.join([
         f'{len(runs)} of {wanted} runs: `{command}`', '',
-        f'Every run trained {_join(iterations)} iterations, from the dense weights of its seed, '
-        f'themselves trained for {_join(start)} iterations (`{matrix.START}`).', '',
+        f'Every run trained {_join(iterations)} iterations, {" or ".join(begins)}.', '',
         'mAP in points: mean ± standard deviation over n seeds. Differences are paired by seed, '
         f'with their {CONFIDENCE:.0%} interval (Student\'s t; with 3 seeds it is wide); "within '
         'noise" is an interval that holds 0; by chance alone, one in twenty does not. "One seed" '

@@ -35,11 +35,11 @@ def test_multiplies_out_in_order(write):
     assert all(run.pattern is None for run in runs if run.method in ('start', 'dense'))
 
 
-@pytest.mark.parametrize('name', ['sweep', 'sweep_all_layers', 'sweep_longer',
-                                  'ablations'])
+@pytest.mark.parametrize('name', ['sweep', 'sweep_all_layers', 'sweep_longer', 'learning_rate',
+                                  'from_scratch', 'ablations'])
 def test_specs_of_the_project(name, tmp_path):
     runs = matrix.read_spec(NUCLEI / f'{name}.py')
-    assert len({run.name for run in runs}) == len(runs) > 10
+    assert len({run.name for run in runs}) == len(runs) > 9
     for run in runs:
         cfg = matrix.configure(run, tmp_path, None)
         hooks = [hook for hook in cfg.custom_hooks if hook['type'] == 'MaxQHook']
@@ -65,6 +65,51 @@ def test_configures_the_hook_alone(write, tmp_path):
         assert cfg.load_from == str(folder / 'epoch_9.pth')
     for key in ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'train_dataloader'):
         assert maxq[key] == ste[key] == dense[key]
+
+
+def test_options_change_the_config_but_not_that_of_the_start(write, tmp_path):
+    runs = {run.name: run for run in matrix.read_spec(write([
+        dict(methods=['dense', 'MaxQ'], patterns=['2:4'], seeds=[0],
+             options={'optim_wrapper.optimizer.lr': 0.25, 'train_cfg.max_epochs': 3,
+                      'train_cfg.val_interval': 3}),
+        dict(methods=['STE'], patterns=['2:4'], seeds=[0])]))}
+    start, dense, maxq, ste = (runs[name] for name in (
+        'start-seed-0', 'dense-seed-0', 'maxq-2x4-seed-0', 'ste-2x4-seed-0'))
+    rates = {run.name: matrix.configure(run, tmp_path, None).optim_wrapper.optimizer.lr
+             for run in runs.values()}
+    assert rates == {start.name: 1e-3, dense.name: 0.25, maxq.name: 0.25, ste.name: 5e-4}
+    assert [matrix.epochs_of(run) for run in (start, dense, maxq, ste)] == [20, 3, 3, 8]
+    for epoch in (2, 3):  # with the config's own validation every 4, no epoch were missing
+        (tmp_path / maxq.name).mkdir(exist_ok=True)
+        (tmp_path / maxq.name / f'epoch_{epoch}.pth').touch()
+    assert matrix.checkpoint_to_resume(maxq, tmp_path).name == 'epoch_2.pth'
+
+
+def test_from_scratch(write, tmp_path):
+    start, ste, maxq = matrix.read_spec(write([
+        dict(methods=['STE'], patterns=['2:4'], seeds=[0], from_scratch=True),
+        dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0])]))
+    (tmp_path / start.name).mkdir()
+    (tmp_path / start.name / 'last_checkpoint').write_text('epoch_9.pth')
+    assert matrix.configure(maxq, tmp_path, None).load_from == 'epoch_9.pth'
+    assert matrix.configure(ste, tmp_path, None).load_from is None
+
+
+def test_a_method_with_two_options(write):
+    with pytest.raises(cli.UsageError, match='would both be trained in maxq-2x4-seed-0'):
+        matrix.read_spec(write([
+            dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0]),
+            dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0],
+                 options={'optim_wrapper.optimizer.lr': 0.25})]))
+
+
+@pytest.mark.parametrize('options', [{'param_scheduler.7.T_max': 3}, ['lr', 3]],
+                         ids=['key', 'list'])
+def test_options_that_do_not_fit(write, options, tmp_path):
+    with pytest.raises(cli.UsageError, match='spec|options .* do not fit'):
+        for run in matrix.read_spec(write([
+                dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0], options=options)])):
+            matrix.configure(run, tmp_path, None)
 
 
 @pytest.mark.parametrize('runs, head, words', [

@@ -15,7 +15,8 @@ def made(method, pattern, seed, segm):
     """What a finished run leaves, with scores given."""
     return dict(
         name=matrix.Run(method, pattern, seed, SPEC).name, method=method, pattern=pattern,
-        seed=seed, start=None, epochs=2, iterations=20,
+        seed=seed, start=None if method == 'start' else f'start-seed-{seed}', epochs=2,
+        iterations=20,
         scores=dict(bbox_mAP=segm + .05, segm_mAP=segm),
         curve=dict(epoch=[1, 2], bbox_mAP=[.1, segm + .05], segm_mAP=[.1, segm]),
         train=dict(epoch=[1., 2.], loss=[3., 2.],
