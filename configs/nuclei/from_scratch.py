@@ -6,7 +6,7 @@ everywhere = dict(include=(), ramp=dict(type='cubic', begin=0, end=12, by_epoch=
 methods = {
     'SR-STE, from scratch': dict(everywhere, axes=(), ramp=None),
     'MaxQ, from scratch': everywhere,
-    'MaxQ, no ramp, from scratch': dict(everywhere, ramp=None),
+    'MaxQ, temperature 0.1, from scratch': dict(everywhere, temperature=0.1),
 }
 as_dense = {
     'optim_wrapper.optimizer.lr': 1e-3,
@@ -15,7 +15,4 @@ as_dense = {
     'param_scheduler.1.T_max': 20,
 }
 common = dict(patterns=['1:16'], seeds=[0, 1, 2], from_scratch=True, options=as_dense)
-runs = [
-    dict(common, methods=['SR-STE, from scratch', 'MaxQ, from scratch']),
-    dict(common, methods=['MaxQ, no ramp, from scratch']),
-]
+runs = [dict(common, methods=list(methods))]

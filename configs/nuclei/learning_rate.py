@@ -28,4 +28,7 @@ runs = [
     dict(seeds, methods=['MaxQ, no ramp, lr 1e-3', 'MaxQ, no kernel query, lr 1e-3',
                          'MaxQ, temperature 0.1, lr 1e-3', 'MaxQ, no query, lr 1e-3'],
          options={'optim_wrapper.optimizer.lr': 1e-3}),
+    dict(methods=['SR-STE, lr 1e-3', 'MaxQ, lr 1e-3', 'MaxQ, no kernel query, lr 1e-3',
+                  'MaxQ, temperature 0.1, lr 1e-3'], patterns=['1:16'], seeds=[3, 4],
+         options={'optim_wrapper.optimizer.lr': 1e-3}),
 ]
