@@ -6,7 +6,6 @@ everywhere = dict(include=(), ramp=dict(type='cubic', begin=0, end=12, by_epoch=
 methods = {
     'SR-STE, from scratch': dict(everywhere, axes=(), ramp=None),
     'MaxQ, from scratch': everywhere,
-    'MaxQ, temperature 0.1, from scratch': dict(everywhere, temperature=0.1),
 }
 as_dense = {
     'optim_wrapper.optimizer.lr': 1e-3,
