@@ -1,5 +1,6 @@
 """mmengine's Runner, made whole on CPUs and on disk."""
 
+import atexit
 from pathlib import Path
 
 import torch.distributed
@@ -13,6 +14,12 @@ from torch import nn
 
 # mmengine's names of what writes to a disk.
 _ON_DISK = ('local', 'disk')
+
+
+def _leave() -> None:
+    """End gloo's threads before the interpreter ends: one that then asks for it is aborted."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @RUNNERS.register_module()
@@ -37,10 +44,11 @@ class MaxQRunner(Runner):
             if self.launcher != 'pytorch':
                 raise ValueError(f"launcher={self.launcher!r} needs GPUs; on CPUs use 'pytorch'")
             torch.distributed.init_process_group('gloo')
+            atexit.register(_leave)
         super().setup_env(env_cfg)
 
     def train(self) -> nn.Module:
-        """Train; processes on CPUs leave together, since gloo may abort one that leaves early."""
+        """Train; processes on CPUs end together."""
         model = super().train()
         if self._on_cpus:
             torch.distributed.barrier()
