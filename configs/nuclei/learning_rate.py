@@ -1,13 +1,9 @@
 """The comparison of sweep_all_layers.py at two and four times its learning rate."""
-start = 'dense_mask_rcnn_r18.py'
-config = 'maxq_mask_rcnn_r18.py'
+_base_ = './sweep_all_layers.py'
 
-everywhere = dict(include=())
-plain = dict(everywhere, axes=(), ramp=None)
-methods = {
-    'dense': None,
-    'SR-STE, all layers': plain,
-    'MaxQ, all layers': everywhere,
+everywhere = _base_.everywhere
+plain = _base_.plain
+methods = {  # beside those at its own rate
     'dense, lr 1e-3': None,
     'SR-STE, lr 1e-3': plain,
     'MaxQ, lr 1e-3': everywhere,

@@ -48,7 +48,7 @@ class MaxQRunner(Runner):
         super().setup_env(env_cfg)
 
     def train(self) -> nn.Module:
-        """Train; processes on CPUs end together."""
+        """Train; processes on CPUs end together, beside :func:`_leave` a second guard."""
         model = super().train()
         if self._on_cpus:
             torch.distributed.barrier()
