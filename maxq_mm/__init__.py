@@ -11,8 +11,8 @@ from .functional.ramp import dense_fraction
 from .nn.fold import fold
 from .nn.layers import MaxQConv2d, MaxQLinear
 from .nn.report import report
-from .nn.semi_structured import to_semi_structured
 from .nn.sparsify import sparsify
+from .runtime.semi_structured import to_semi_structured
 
 __version__ = '0.1.0'
 __all__ = ['CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRunner', 'ReseedHook',

@@ -1,6 +1,7 @@
 """Fixtures that tests of several layers share."""
 
 import json
+import runpy
 import sys
 import warnings
 from pathlib import Path
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from .running import ROOT
+
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
+for folder in ('tools', 'projects/nuclei'):
+    sys.path.insert(0, str(ROOT / folder))
 
 
 class Golden:
@@ -49,3 +52,23 @@ def shapes(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp('data') / 'shapes'
     make_shapes.make(root, train=8, val=4, size=64, seed=0)
     return root
+
+
+@pytest.fixture
+def refuse(capsys, monkeypatch, tmp_path):
+    """Run a tool that must refuse; returns its one line of complaint."""
+
+    def run(tool, *arguments):
+        path = ROOT / (tool if '/' in tool else f'tools/{tool}')
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        monkeypatch.chdir(ROOT)
+        with pytest.raises(SystemExit) as exit, warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            runpy.run_path(str(path), run_name='__main__')
+        error = capsys.readouterr().err.strip()
+        assert exit.value.code == 2, error
+        assert error.startswith('error: ')
+        assert '\n' not in error
+        return error
+
+    return run

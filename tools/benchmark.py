@@ -17,10 +17,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import cli
 import numpy as np
 import torch
-from measure import alternate, machine, summarize
 from mmdet.testing._utils import demo_mm_inputs
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
@@ -28,11 +26,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from maxq_mm import CPUAmpOptimWrapper, fold, soft_mask, sparsify
+from maxq_mm import CPUAmpOptimWrapper, cli, fold, soft_mask, sparsify
+from maxq_mm.cli.timing import alternate, machine, summarize
 from maxq_mm.functional import native
 from maxq_mm.functional.masks import effective_weight
 from maxq_mm.functional.pattern import Pattern
-from maxq_mm.nn.report import table
+from maxq_mm.utils.tables import table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.reference import reference_soft_mask  # noqa: E402
@@ -63,11 +62,11 @@ def parse_args() -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     for pattern in args.pattern:
         if Pattern.parse(pattern).is_dense:
-            raise cli.UsageError(f'--pattern {pattern} prunes nothing')
+            raise cli.InputError(f'--pattern {pattern} prunes nothing')
     if args.device.split(':')[0] not in ('cpu', 'cuda'):
-        raise cli.UsageError(f'--device must be cpu or cuda, got {args.device}')
+        raise cli.InputError(f'--device must be cpu or cuda, got {args.device}')
     if min(args.size) < 32:
-        raise cli.UsageError(f'--size must be at least 32 32, got {args.size[0]} {args.size[1]}')
+        raise cli.InputError(f'--size must be at least 32 32, got {args.size[0]} {args.size[1]}')
     if args.json is not None:  # now, not after minutes of measuring
         with cli.writing(args.json):
             args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -75,10 +74,10 @@ def check(args: argparse.Namespace) -> None:
     try:
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
-        raise cli.UsageError(f'--device {args.device}: {str(error).splitlines()[0]}') from error
+        raise cli.InputError(f'--device {args.device}: {str(error).splitlines()[0]}') from error
     on_cpu = torch.device(args.device).type == 'cpu'
     if on_cpu and args.what != 'masks' and args.dtype == 'float16':
-        raise cli.UsageError('--dtype float16 is for GPUs; on CPUs mixed precision is bfloat16')
+        raise cli.InputError('--dtype float16 is for GPUs; on CPUs mixed precision is bfloat16')
 
 
 def build(cfg, device: str) -> nn.Module:

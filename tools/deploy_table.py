@@ -15,18 +15,18 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import cli
 import torch
 from matrix import SCORES
-from measure import alternate, machine, summarize
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import track
 from test_onnx import evaluate
 
-from maxq_mm.deploy.runtime import OnnxDetector
-from maxq_mm.nn.report import table
+from maxq_mm import cli
+from maxq_mm.cli.timing import alternate, machine, summarize
+from maxq_mm.deploy.onnx_detector import OnnxDetector
+from maxq_mm.utils.tables import table
 
 TOOLS = Path(__file__).parent
 MIB = 2**20
@@ -64,13 +64,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def call(tool: str, *arguments) -> None:
-    """Run a tool of this folder; UsageError with its complaint if it fails."""
+    """Run a tool of this folder; InputError with its complaint if it fails."""
     command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
     done = subprocess.run(command, text=True, capture_output=True, check=False)
     print(done.stdout, end='', flush=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f'exit code {done.returncode}']
-        raise cli.UsageError(f'{tool}: {lines[-1].removeprefix("error: ")}')
+        raise cli.InputError(f'{tool}: {lines[-1].removeprefix("error: ")}')
 
 
 def variants(cfg: cli.Config, config: Path, network: str, checkpoint: Path, data_root: Path,
@@ -126,17 +126,17 @@ def compare(given: list[str], args: argparse.Namespace) -> list[dict]:
 
 
 def check_sets(args: argparse.Namespace) -> None:
-    """UsageError for names that are no folders of their own, and inputs that are not there or
+    """InputError for names that are no folders of their own, and inputs that are not there or
     would be overwritten."""
     names = [given[0] for given in args.sets]
     for name, config, dense, maxq, _ in args.sets:
         if names.count(name) > 1 or Path(name).name != name:
-            raise cli.UsageError(f'--set {name}: not a name for a folder of its own')
+            raise cli.InputError(f'--set {name}: not a name for a folder of its own')
         for path in map(Path, (config, dense, maxq)):
             if not path.is_file():
-                raise cli.UsageError(f'--set {name}: file not found: {path}')
+                raise cli.InputError(f'--set {name}: file not found: {path}')
             if path.resolve().is_relative_to((args.work_dir / name).resolve()):
-                raise cli.UsageError(f'--set {name}: {path} is in the folder that is to be '
+                raise cli.InputError(f'--set {name}: {path} is in the folder that is to be '
                                      'written: give another --work-dir')
 
 

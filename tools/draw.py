@@ -6,12 +6,13 @@
 import argparse
 from pathlib import Path
 
-import cli
 import mmcv
 import numpy as np
 import torch
 from mmdet.registry import DATASETS, VISUALIZERS
 from mmengine.dataset import pseudo_collate
+
+from maxq_mm import cli
 
 
 def tile(images: list[np.ndarray], columns: int) -> np.ndarray:
@@ -33,9 +34,9 @@ def main() -> None:
     parser.add_argument('--device', default='cpu')
     args = parser.parse_args()
     if args.out.suffix not in ('.png', '.jpg', '.jpeg'):
-        raise cli.UsageError(f'OUT must end with .png or .jpg, got {args.out}')
+        raise cli.InputError(f'OUT must end with .png or .jpg, got {args.out}')
     if args.device.startswith('cuda') and not torch.cuda.is_available():
-        raise cli.UsageError(f'--device {args.device}: no GPU found')
+        raise cli.InputError(f'--device {args.device}: no GPU found')
 
     cfg = cli.read_config(args)
     cli.check_data(cfg, 'test')

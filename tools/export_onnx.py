@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import cli
 import torch
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
@@ -21,9 +20,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from maxq_mm.deploy import export, runtime, support, verify
+from maxq_mm import cli
+from maxq_mm.deploy import export, onnx_detector, support, verify
 from maxq_mm.deploy.metadata import Metadata
-from maxq_mm.engine.checkpoint import layer_patterns, written_whole
+from maxq_mm.engine.checkpoint import layer_patterns
+from maxq_mm.utils.files import written_whole
 
 MIB = 2**20
 MOST_READ = 200  # images looked at for some that fit into the file
@@ -47,7 +48,7 @@ def parse_args() -> argparse.Namespace:
                         help='how many images mmdet and onnxruntime must agree on (default: 5)')
     args = parser.parse_args()
     if args.out.suffix != '.onnx':
-        raise cli.UsageError(f'OUT must end with .onnx, got {args.out}')
+        raise cli.InputError(f'OUT must end with .onnx, got {args.out}')
     return args
 
 
@@ -63,7 +64,7 @@ def pipeline_size(cfg: Config, divisor: int) -> tuple[int, int]:
         elif transform['type'] == 'Pad' and transform.get('size'):
             width, height = transform['size']
     if width is None:
-        raise cli.UsageError("the test pipeline's Resize does not tell the input size: give "
+        raise cli.InputError("the test pipeline's Resize does not tell the input size: give "
                              '--size H W, or --dynamic')
     return tuple(-(-side // divisor) * divisor for side in (height, width))
 
@@ -75,7 +76,7 @@ def input_size(args: argparse.Namespace, cfg: Config, divisor: int) -> tuple[int
     if args.size is None:
         return pipeline_size(cfg, divisor)
     if any(side % divisor for side in args.size):
-        raise cli.UsageError(f'--size must be multiples of {divisor} (pad_size_divisor), got '
+        raise cli.InputError(f'--size must be multiples of {divisor} (pad_size_divisor), got '
                              f'{args.size[0]} {args.size[1]}')
     return tuple(args.size)
 
@@ -109,7 +110,7 @@ def images(cfg: Config, about: Metadata, most: int) -> Iterator[dict]:
             cli.check_data(cfg, 'val')
             # An empty set cannot be serialized.
             dataset = DATASETS.build(dict(cfg.val_dataloader.dataset, serialize_data=False))
-        except cli.UsageError:
+        except cli.InputError:
             pass  # not on this machine
     for index in range(min(len(dataset), MOST_READ)):
         data = dataset[index]
@@ -145,13 +146,13 @@ def compare(model: nn.Module, content: bytes, about: Metadata, batches: list[dic
     limits = verify.TOLERANCES[about.precision]
     shown = track(batches, 'mmdet and onnxruntime', console=Console(stderr=True), transient=True)
     if about.kind == 'features':
-        session = runtime.make_session(content)
+        session = onnx_detector.make_session(content)
         worst = max(verify.feature_difference(
             verify.feature_maps(model, data, about),
-            session.run(None, runtime.feeds(data['inputs'][0], about))) for data in shown)
+            session.run(None, onnx_detector.feeds(data['inputs'][0], about))) for data in shown)
         verify.check_features(worst, limits)
         return f'{len(batches)} image(s): feature maps within {worst:.1e} of their largest value'
-    detector = runtime.OnnxDetector(content, about)
+    detector = onnx_detector.OnnxDetector(content, about)
     total = verify.Differences()
     for data in shown:
         expected = verify.predict(model, data, about)

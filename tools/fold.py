@@ -12,9 +12,9 @@ import argparse
 import io
 from pathlib import Path
 
-import cli
 import torch
 
+from maxq_mm import cli
 from maxq_mm.engine.checkpoint import fold_checkpoint, layer_patterns
 from maxq_mm.engine.compact import to_compact
 from maxq_mm.functional.masks import satisfies
@@ -47,9 +47,9 @@ def main() -> None:
         open_layers = [name for name, pattern in patterns.items()
                        if not satisfies(folded['state_dict'][f'{name}.weight'], pattern)]
     except (ValueError, KeyError) as error:
-        raise cli.UsageError(f'{args.checkpoint}: {error}') from error
+        raise cli.InputError(f'{args.checkpoint}: {error}') from error
     if (args.strict or args.compact) and open_layers:
-        raise cli.UsageError(
+        raise cli.InputError(
             f'{args.checkpoint}: {len(open_layers)} of {len(patterns)} layers do not satisfy their '
             f'pattern, such as {open_layers[0]} ({patterns[open_layers[0]]})')
     for name in patterns:  # a negative weight times 0 is -0.0; as 0.0 it needs no sign stored

@@ -15,10 +15,10 @@ same pattern and no ramp to start from the network that it was.
 import argparse
 from pathlib import Path
 
-import cli
 import torch
 from mmdet.models.backbones import ResNet
 
+from maxq_mm import cli
 from maxq_mm.engine.imagenet import import_classifier
 
 DEPTHS = tuple(ResNet.arch_settings)
@@ -57,7 +57,7 @@ def main() -> None:
         depth = fitting_depth(checkpoint)
         hint = '' if depth is None else f'; it fits --depth {depth}'
         reason = ' '.join(str(error).splitlines())  # names come from the file
-        raise cli.UsageError(
+        raise cli.InputError(
             f'{args.checkpoint} does not fit a ResNet-{args.depth}: {reason}{hint}') from error
     meta = dict(source=args.checkpoint.name, depth=args.depth)
     cli.write_checkpoint(dict(meta=meta, state_dict=imported.state_dict), args.out)

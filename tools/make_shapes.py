@@ -10,10 +10,11 @@ import argparse
 import json
 from pathlib import Path
 
-import cli
 import cv2
 import numpy as np
-from coco_files import Split, written_folder
+
+from maxq_mm import cli
+from maxq_mm.cli.coco_files import Split, written_folder
 
 CLASSES = ('disc', 'box', 'triangle')
 MIN_COLOUR_DISTANCE = 70  # of an object from the background, so that it can be seen
@@ -114,7 +115,7 @@ def main() -> None:
     try:
         print(make(args.root, args.train, args.val, args.size, args.seed))
     except OSError as error:
-        raise cli.UsageError(str(error)) from error
+        raise cli.InputError(str(error)) from error
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ import copy
 from collections.abc import Iterator
 from pathlib import Path
 
-import cli
 import mmdet.datasets  # noqa: F401  registers data sets and their transforms
 import onnx
 from mmdet.registry import DATASETS
@@ -24,9 +23,10 @@ from rich.progress import track
 from test_onnx import check_classes
 from torch.utils.data import ConcatDataset
 
-from maxq_mm.deploy import int8, runtime
+from maxq_mm import cli
+from maxq_mm.deploy import int8, onnx_detector
 from maxq_mm.deploy.metadata import Metadata
-from maxq_mm.engine.checkpoint import written_whole
+from maxq_mm.utils.files import written_whole
 
 MIB = 2**20
 
@@ -44,9 +44,9 @@ def parse_args() -> argparse.Namespace:
                         f'first, and {" ".join(int8.PREDICTORS)})')
     args = parser.parse_args()
     if args.out.suffix != '.onnx':
-        raise cli.UsageError(f'OUT must end with .onnx, got {args.out}')
+        raise cli.InputError(f'OUT must end with .onnx, got {args.out}')
     if args.out.exists() and args.model.exists() and args.out.samefile(args.model):
-        raise cli.UsageError(f'{args.out} is the model itself: give another file to write')
+        raise cli.InputError(f'{args.out} is the model itself: give another file to write')
     return args
 
 
@@ -55,12 +55,12 @@ def calibration_set(cfg: Config) -> ConcatDataset:
     cli.check_data(cfg, 'train')
     tested = next(cli.datasets(cfg.get('test_dataloader')), {})
     if not tested.get('pipeline'):
-        raise cli.UsageError("the config's test data have no pipeline to prepare images with")
+        raise cli.InputError("the config's test data have no pipeline to prepare images with")
     sets = [DATASETS.build(dict(copy.deepcopy(dataset), pipeline=tested.pipeline, test_mode=True,
                                 serialize_data=False))  # an empty set cannot be serialized
             for dataset in cli.datasets(cfg.get('train_dataloader'))]
     if not sum(map(len, sets)):
-        raise cli.UsageError('the train set has no images to calibrate with')
+        raise cli.InputError('the train set has no images to calibrate with')
     return ConcatDataset([dataset for dataset in sets if len(dataset)])
 
 
@@ -68,7 +68,7 @@ def feeds(dataset: ConcatDataset, count: int, about: Metadata) -> Iterator[dict]
     """The file's inputs for ``count`` images, evenly spread over the data set."""
     places = [(2 * number + 1) * len(dataset) // (2 * count) for number in range(count)]
     for place in track(places, 'calibrating', console=Console(stderr=True), transient=True):
-        yield runtime.feeds(dataset[place]['inputs'], about)
+        yield onnx_detector.feeds(dataset[place]['inputs'], about)
 
 
 def main() -> None:
@@ -81,13 +81,13 @@ def main() -> None:
     dataset = calibration_set(cfg)
     check_classes(about, dataset.datasets[0], args.model)
     if args.calib_images > len(dataset):
-        raise cli.UsageError(f'--calib-images {args.calib_images}: the train set has '
+        raise cli.InputError(f'--calib-images {args.calib_images}: the train set has '
                              f'{len(dataset)} images')
 
     ranges = int8.measure_ranges(model, feeds(dataset, args.calib_images, about))
     quantized = int8.quantize(model, ranges, args.keep_float)
     content = quantized.SerializeToString()
-    runtime.make_session(content)
+    onnx_detector.make_session(content)
     zeros = int8.check_zeros(model, onnx.load_from_string(content))
     with cli.writing(args.out), written_whole(args.out) as out:
         out.write(content)

@@ -7,11 +7,11 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-import cli
 import torch
 from mmdet.structures import DetDataSample
 from torch import nn
 
+from maxq_mm import cli
 from maxq_mm.engine import figure
 from maxq_mm.engine.checkpoint import layer_patterns
 from maxq_mm.nn.report import report
@@ -40,7 +40,7 @@ def main() -> None:
     checkpoint = cli.read_checkpoint(args.checkpoint)
     patterns = layer_patterns(checkpoint)
     if not patterns:
-        raise cli.UsageError(f'{args.checkpoint}: no MaxQ checkpoint')
+        raise cli.InputError(f'{args.checkpoint}: no MaxQ checkpoint')
     model = cli.load_model(cfg, checkpoint, args.checkpoint)
     inputs = inference_arguments(model, tuple(args.size)) if args.size else None
     found = report(model, inputs, patterns)

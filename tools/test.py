@@ -6,8 +6,9 @@
 import argparse
 from pathlib import Path
 
-import cli
 from mmdet.evaluation import DumpDetResults
+
+from maxq_mm import cli
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +20,7 @@ def parse_args() -> argparse.Namespace:
                         help='write images of detections beside ground truth')
     args = parser.parse_args()
     if args.out is not None and args.out.suffix not in ('.pkl', '.pickle'):
-        raise cli.UsageError(f'--out must end with .pkl or .pickle, got {args.out}')
+        raise cli.InputError(f'--out must end with .pkl or .pickle, got {args.out}')
     return args
 
 

@@ -8,7 +8,6 @@ Images come from the config's test dataloader and go to mmdet's own evaluator.
 import argparse
 from pathlib import Path
 
-import cli
 import mmdet.datasets  # noqa: F401  registers data sets and their transforms
 import mmdet.evaluation  # noqa: F401  registers metrics
 from mmengine.config import Config
@@ -19,8 +18,9 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
+from maxq_mm import cli
 from maxq_mm.deploy.metadata import Metadata
-from maxq_mm.deploy.runtime import OnnxDetector
+from maxq_mm.deploy.onnx_detector import OnnxDetector
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,18 +35,18 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_metrics(detector: OnnxDetector, cfg: Config, path: Path) -> None:
-    """UsageError if the evaluator asks for masks, which the file does not give."""
+    """InputError if the evaluator asks for masks, which the file does not give."""
     evaluators = cfg.test_evaluator
     for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
         if 'segm' in (evaluator.get('metric') or ()) and 'masks' not in detector.outputs:
-            raise cli.UsageError(f'{path} gives no masks, and test_evaluator asks for segm')
+            raise cli.InputError(f'{path} gives no masks, and test_evaluator asks for segm')
 
 
 def check_classes(about: Metadata, dataset, path: Path) -> None:
-    """UsageError unless the file finds the classes of the data set."""
+    """InputError unless the file finds the classes of the data set."""
     own, other = about.classes, tuple(dataset.metainfo.get('classes', ()))
     if own and other and own != other:
-        raise cli.UsageError(f'{path} finds {_some(own)}, the data has {_some(other)}')
+        raise cli.InputError(f'{path} finds {_some(own)}, the data has {_some(other)}')
 
 
 def _some(names: tuple[str, ...]) -> str:
@@ -69,7 +69,7 @@ def main() -> None:
     cfg = cli.read_config(args)
     missing = [key for key in ('test_dataloader', 'test_evaluator') if not cfg.get(key)]
     if missing:
-        raise cli.UsageError(f'{args.config} has no {missing[0]}')
+        raise cli.InputError(f'{args.config} has no {missing[0]}')
     cli.check_data(cfg, 'test')
     detector = OnnxDetector.from_file(args.model, args.threads)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -78,7 +78,7 @@ def main() -> None:
         dataset.serialize_data = False  # an empty set cannot be serialized
     loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
     if not len(loader.dataset):
-        raise cli.UsageError('the test set has no images')
+        raise cli.InputError('the test set has no images')
     check_classes(detector.about, loader.dataset, args.model)
     metrics = evaluate(detector, loader, cfg)
     print(f'{args.model}: ' + ', '.join(

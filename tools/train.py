@@ -5,9 +5,10 @@
 
 import argparse
 
-import cli
 from mmengine.device import get_device
 from mmengine.runner import find_latest_checkpoint
+
+from maxq_mm import cli
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,14 +35,14 @@ def apply(args: argparse.Namespace, cfg) -> None:
             cfg.optim_wrapper.loss_scale = 'dynamic'
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise cli.UsageError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, '
+            raise cli.InputError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, '
                                  f'which {args.config} does not set')
         cfg.auto_scale_lr.enable = True
     resume = args.resume
     if resume == 'auto':  # a first start has nothing to resume, and goes on as without the flag
         resume = find_latest_checkpoint(cfg.work_dir)
         if resume == '':
-            raise cli.UsageError(f'{cfg.work_dir}/last_checkpoint is empty: name the checkpoint, '
+            raise cli.InputError(f'{cfg.work_dir}/last_checkpoint is empty: name the checkpoint, '
                                  '--resume CHECKPOINT')
     if resume is not None:
         cfg.resume = True
@@ -49,7 +50,7 @@ def apply(args: argparse.Namespace, cfg) -> None:
 
 
 def check_start(cfg) -> None:
-    """UsageError unless the checkpoint that training starts from, if any, can be used."""
+    """InputError unless the checkpoint that training starts from, if any, can be used."""
     if cfg.get('load_from') and '://' not in cfg.load_from:
         checkpoint = cli.read_checkpoint(cfg.load_from)
         if cfg.get('resume'):

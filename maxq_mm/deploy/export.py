@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ..functional.masks import satisfies
 from ..nn.fold import fold
+from ..utils.errors import InputError, first_line
 from . import detectors, metadata
-from .errors import first_line
 from .metadata import Metadata, SparseLayer
 
 OPSET = 17
@@ -43,7 +43,7 @@ def prepared(model: nn.Module, patterns: Mapping[str, str], half: bool = False) 
     ``half``: its modules compute in float16; what lies between them stays float32.
 
     Raises:
-        ValueError: a layer of ``patterns`` is not there or does not satisfy its pattern.
+        InputError: a layer of ``patterns`` is not there or does not satisfy its pattern.
     """
     model = fold(copy.deepcopy(model)).eval().requires_grad_(False)
     check_patterns(model, patterns)
@@ -57,15 +57,15 @@ def prepared(model: nn.Module, patterns: Mapping[str, str], half: bool = False) 
 
 
 def check_patterns(model: nn.Module, patterns: Mapping[str, str]) -> None:
-    """Raises ValueError naming the first layer of ``model`` that does not satisfy its pattern."""
+    """Raises InputError naming the first layer of ``model`` that does not satisfy its pattern."""
     modules = dict(model.named_modules(remove_duplicate=False))  # some heads share layers
     missing = [name for name in patterns if not hasattr(modules.get(name), 'weight')]
     if missing:
-        raise ValueError(f'the model has no layer {missing[0]}, which the checkpoint calls sparse')
+        raise InputError(f'the model has no layer {missing[0]}, which the checkpoint calls sparse')
     unlike = [name for name, pattern in patterns.items()
               if not satisfies(modules[name].weight.detach(), pattern)]
     if unlike:
-        raise ValueError(
+        raise InputError(
             f'{len(unlike)} of {len(patterns)} layers do not satisfy their pattern, such as '
             f'{unlike[0]} ({patterns[unlike[0]]}): export a checkpoint from after the ramp')
 
@@ -75,21 +75,21 @@ def to_onnx(model: nn.Module, about: Metadata, patterns: Mapping[str, str],
     """Export ``model``, which :func:`prepared` gave, by a run on an image of ``trace_size``.
 
     Raises:
-        ValueError: torch cannot export it, or only with operators that are no standard ones.
+        InputError: torch cannot export it, or only with operators that are no standard ones.
     """
     found = onnx.load_from_string(_trace(model, about, trace_size))
     _name_shared(found.graph)
     foreign = sorted({f'{node.domain}::{node.op_type}' for node in found.graph.node
                       if node.domain not in _STANDARD_DOMAINS})
     if foreign:
-        raise ValueError(f'{type(model).__name__} needs {foreign[0]}, no standard ONNX operator')
+        raise InputError(f'{type(model).__name__} needs {foreign[0]}, no standard ONNX operator')
     layers = {}
     for name, pattern in patterns.items():
         layer = _find(found, name, pattern, model.get_submodule(name).weight)
         if layer is not None:
             layers[name] = layer
         elif about.kind == 'detector' or name.startswith(_FEATURE_PARTS):
-            raise ValueError(f'{name}.weight is not to be found in what torch exported')
+            raise InputError(f'{name}.weight is not to be found in what torch exported')
     for output in found.graph.output:
         if output.name == 'boxes':  # torch does not infer the 4
             output.type.tensor_type.shape.dim[1].dim_value = 4
@@ -97,7 +97,7 @@ def to_onnx(model: nn.Module, about: Metadata, patterns: Mapping[str, str],
     try:
         onnx.checker.check_model(found, full_check=True)
     except Exception as error:  # the checker raises kinds of its own
-        raise ValueError(f'what torch exports of this {type(model).__name__} is no valid ONNX: '
+        raise InputError(f'what torch exports of this {type(model).__name__} is no valid ONNX: '
                          f'{first_line(error)}') from error
     return found
 
@@ -113,7 +113,7 @@ def _trace(model: nn.Module, about: Metadata, size: tuple[int, int]) -> bytes:
         try:
             outputs = graph(model, image, image_size)
         except RuntimeError as error:
-            raise ValueError(f'{type(model).__name__} cannot run on an image of {size[0]} x '
+            raise InputError(f'{type(model).__name__} cannot run on an image of {size[0]} x '
                              f'{size[1]} ({first_line(error)})') from error
         names = OUTPUTS[:len(outputs)] if whole else [
             f'features_{level}' for level in range(len(outputs))]
@@ -127,7 +127,7 @@ def _trace(model: nn.Module, about: Metadata, size: tuple[int, int]) -> bytes:
                 model, (image, image_size), buffer, dynamo=False, opset_version=OPSET,
                 input_names=list(INPUTS), output_names=list(names), dynamic_axes=axes)
         except Exception as error:  # torch raises many kinds
-            raise ValueError(f'torch cannot export this {type(model).__name__}: '
+            raise InputError(f'torch cannot export this {type(model).__name__}: '
                              f'{first_line(error)}') from error
         finally:
             del model.forward
@@ -180,7 +180,7 @@ def check_zeros(model: onnx.ModelProto, weights: Mapping[str, Tensor],
     ``weights`` are those of the checkpoint by state-dict key, ``patterns`` those by module name.
 
     Raises:
-        ValueError: a layer does not satisfy its pattern, or has lost a zero.
+        InputError: a layer does not satisfy its pattern, or has lost a zero.
     """
     layers = metadata.read(model).layers
     found = expected = 0
@@ -188,7 +188,7 @@ def check_zeros(model: onnx.ModelProto, weights: Mapping[str, Tensor],
         stored, wanted = metadata.layer_weight(model, layer), weights[f'{name}.weight']
         lost = int((stored[wanted == 0] != 0).sum())
         if lost or not satisfies(stored, layer.pattern):
-            raise ValueError(f'{name} does not satisfy {layer.pattern} in the ONNX file: '
+            raise InputError(f'{name} does not satisfy {layer.pattern} in the ONNX file: '
                              f'{lost} of its zeros are lost')
         found += int((stored == 0).sum())
         expected += int((wanted == 0).sum())

@@ -22,9 +22,10 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 from torch import Tensor
 
 from ..functional.masks import satisfies
+from ..utils.errors import InputError
 from . import metadata
 from .metadata import Metadata, SparseLayer
-from .runtime import make_session, read_file
+from .onnx_detector import make_session, read_file
 
 PRECISION = 'int8'
 # The last layers of mmdet's two-stage heads: few multiplications, and their rounding is that of the
@@ -44,15 +45,15 @@ def read_float(path: str | Path) -> tuple[ModelProto, Metadata]:
     """An exported float32 file, and what it says of itself.
 
     Raises:
-        ValueError: no such file, or one that is int8 or float16 already.
+        InputError: no such file, or one that is int8 or float16 already.
     """
     content, about = read_file(path)
     model = onnx.load_from_string(content)
     if about.precision == PRECISION or any(
             node.op_type in ('QuantizeLinear', 'DequantizeLinear') for node in model.graph.node):
-        raise ValueError(f'{path} is quantised already')
+        raise InputError(f'{path} is quantised already')
     if about.precision != 'float32':
-        raise ValueError(f'{path} is {about.precision}: quantise a float32 export')
+        raise InputError(f'{path} is {about.precision}: quantise a float32 export')
     return model, about
 
 
@@ -60,14 +61,14 @@ def check_names(model: ModelProto, names: Sequence[str]) -> None:
     """Whether ``names`` can stay float32, for :func:`quantize`.
 
     Raises:
-        ValueError: one of them is no part of any layer's name, or they leave no layer for int8.
+        InputError: one of them is no part of any layer's name, or they leave no layer for int8.
     """
     layers = list(_layers(model))
     for name in names:
         if not name or not any(_is_named(node, (name, )) for node in layers):
-            raise ValueError(f'{name!r} is no layer of the file, nor a part of its name')
+            raise InputError(f'{name!r} is no layer of the file, nor a part of its name')
     if names and all(_is_named(node, names) for node in layers):
-        raise ValueError(f'{", ".join(map(repr, names))} would leave no layer for int8')
+        raise InputError(f'{", ".join(map(repr, names))} would leave no layer for int8')
 
 
 def default_float(model: ModelProto) -> tuple[str, ...]:
@@ -161,7 +162,7 @@ def check_zeros(model: ModelProto, quantized: ModelProto) -> str:
     found.
 
     Raises:
-        ValueError: a pruned weight is not exactly 0, or a layer does not satisfy its pattern.
+        InputError: a pruned weight is not exactly 0, or a layer does not satisfy its pattern.
     """
     before, after = metadata.read(model).layers, metadata.read(quantized).layers
     kept = pruned = 0
@@ -170,7 +171,7 @@ def check_zeros(model: ModelProto, quantized: ModelProto) -> str:
         found = _zeros(quantized, after[name])
         lost = int((wanted & ~found).sum())
         if lost or not satisfies(~found, layer.pattern):
-            raise ValueError(f'{name} does not satisfy {layer.pattern} in int8: {lost} of its '
+            raise InputError(f'{name} does not satisfy {layer.pattern} in int8: {lost} of its '
                              'zeros are lost')
         pruned += int(wanted.sum())
         kept += int((wanted & found).sum())
@@ -210,7 +211,7 @@ def _zeros(quantized: ModelProto, layer: SparseLayer) -> Tensor:
     """Bool ``(O, I, *K)``: where the graph computes with a weight of exactly 0.
 
     Raises:
-        ValueError: an int8 weight has a zero point other than 0, or a scale that is no number.
+        InputError: an int8 weight has a zero point other than 0, or a scale that is no number.
     """
     for node in quantized.graph.node:
         if node.op_type == 'DequantizeLinear' and node.input[0] == layer.initializer:
@@ -218,5 +219,5 @@ def _zeros(quantized: ModelProto, layer: SparseLayer) -> Tensor:
                 numpy_helper.to_array(initializer) for name in node.input[1:]
                 for initializer in quantized.graph.initializer if initializer.name == name)
             if zero_point.any() or not np.isfinite(scale).all():
-                raise ValueError(f'{layer.initializer} is not symmetric around 0')
+                raise InputError(f'{layer.initializer} is not symmetric around 0')
     return metadata.layer_weight(quantized, layer) == 0

@@ -13,6 +13,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from ..utils.errors import InputError
+
 KEY = 'maxq_mm'
 VERSION = 1
 KINDS = ('detector', 'features')
@@ -53,14 +55,14 @@ class Metadata:
         """The input's height and width for an image of this size.
 
         Raises:
-            ValueError: the image does not fit into the file's fixed size.
+            InputError: the image does not fit into the file's fixed size.
         """
         if self.size is None:
             return tuple(-(-side // self.divisor) * self.divisor for side in (height, width))
         if height > self.size[0] or width > self.size[1]:
             needed = [max(-(-side // self.divisor) * self.divisor, fixed)
                       for side, fixed in zip((height, width), self.size, strict=True)]
-            raise ValueError(
+            raise InputError(
                 f'an image of {height} x {width} pixels does not fit into the file, which takes '
                 f'{self.size[0]} x {self.size[1]}: export it with --size {needed[0]} {needed[1]} '
                 'or larger')
@@ -75,7 +77,7 @@ class Metadata:
         """Inverse of :meth:`as_json`.
 
         Raises:
-            ValueError: not such a text, or of another version.
+            InputError: not such a text, or of another version.
         """
         try:
             values = json.loads(text)
@@ -85,9 +87,9 @@ class Metadata:
             metadata = cls(**{**values, 'classes': tuple(values['classes']), 'layers': layers,
                               'size': size and tuple(size)})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'its {KEY!r} metadata is damaged') from error
+            raise InputError(f'its {KEY!r} metadata is damaged') from error
         if version != VERSION or metadata.kind not in KINDS:
-            raise ValueError(f'its {KEY!r} metadata is not of version {VERSION}')
+            raise InputError(f'its {KEY!r} metadata is not of version {VERSION}')
         return metadata
 
 
@@ -95,7 +97,7 @@ def read(model: onnx.ModelProto) -> Metadata | None:
     """What ``model`` says of itself; None of a file from elsewhere.
 
     Raises:
-        ValueError: it is damaged, or of another version.
+        InputError: it is damaged, or of another version.
     """
     texts = [entry.value for entry in model.metadata_props if entry.key == KEY]
     return Metadata.from_json(texts[0]) if texts else None
@@ -113,10 +115,10 @@ def layer_weight(model: onnx.ModelProto, layer: SparseLayer) -> Tensor:
     """The weight of a layer, ``(O, I, *K)`` whichever way the file holds it.
 
     Raises:
-        ValueError: the file has no such initializer.
+        InputError: the file has no such initializer.
     """
     for initializer in model.graph.initializer:
         if initializer.name == layer.initializer:
             weight = torch.from_numpy(numpy_helper.to_array(initializer).copy())
             return weight.movedim(layer.axis, 1)
-    raise ValueError(f'the file has no weight {layer.initializer}')
+    raise InputError(f'the file has no weight {layer.initializer}')

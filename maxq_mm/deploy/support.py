@@ -18,6 +18,7 @@ from mmdet.models.roi_heads import (
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from torch import nn
 
+from ..utils.errors import InputError
 from .detectors import as_list
 
 WHOLE = 'Faster, Mask and Cascade R-CNN'
@@ -26,18 +27,18 @@ _ROI_HEADS = StandardRoIHead, CascadeRoIHead, DynamicRoIHead, PISARoIHead
 
 
 def check_whole(model: nn.Module) -> None:
-    """Raises ValueError unless :func:`.detectors.detect` computes what ``model`` predicts."""
+    """Raises InputError unless :func:`.detectors.detect` computes what ``model`` predicts."""
     check_features(model)
     reason = next(_reasons(model), None)
     if reason is not None:
-        raise ValueError(f'{type(model).__name__} cannot be exported as a whole ({reason}): '
+        raise InputError(f'{type(model).__name__} cannot be exported as a whole ({reason}): '
                          f'{WHOLE} can; --features exports backbone and neck of any detector')
 
 
 def check_features(model: nn.Module) -> None:
-    """Raises ValueError unless :func:`.detectors.features` computes ``model``'s feature maps."""
+    """Raises InputError unless :func:`.detectors.features` computes ``model``'s feature maps."""
     if type(model.data_preprocessor) is not DetDataPreprocessor:
-        raise ValueError(f'{type(model).__name__} cannot be exported: its data preprocessor is a '
+        raise InputError(f'{type(model).__name__} cannot be exported: its data preprocessor is a '
                          f'{type(model.data_preprocessor).__name__}, no DetDataPreprocessor')
 
 

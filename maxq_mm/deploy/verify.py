@@ -19,6 +19,7 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ..utils.errors import InputError
 from .metadata import Metadata
 
 
@@ -72,17 +73,17 @@ class Differences:
                 f'{self.score:.1e}{masks}; in one only: {alone}')
 
     def check(self, limits: Tolerance) -> None:
-        """Raises ValueError if more differs than rounding explains."""
+        """Raises InputError if more differs than rounding explains."""
         total = self.pairs + self.unexplained + self.borderline
         if self.unexplained > limits.share * total:
-            raise ValueError(
+            raise InputError(
                 f'onnxruntime and mmdet disagree: {self.unexplained} of {total} detections have '
                 f'no partner within {limits.box} px and {limits.score} of score')
         if self.borderline > max(2, total / 10):
-            raise ValueError(f'onnxruntime and mmdet find {self.borderline} of {total} detections '
+            raise InputError(f'onnxruntime and mmdet find {self.borderline} of {total} detections '
                              'that the other does not, of equal scores or at thresholds')
         if self.mask > limits.mask:
-            raise ValueError(f'onnxruntime and mmdet disagree in {self.mask:.2%} of the pixels of '
+            raise InputError(f'onnxruntime and mmdet disagree in {self.mask:.2%} of the pixels of '
                              f'masks, more than {limits.mask:.2%}')
 
 
@@ -112,9 +113,9 @@ def _padded(model: nn.Module, inputs: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def check_features(difference: float, limits: Tolerance) -> None:
-    """Raises ValueError if more differs than rounding explains; nan does."""
+    """Raises InputError if more differs than rounding explains; nan does."""
     if not difference <= limits.features:
-        raise ValueError(f'onnxruntime and mmdet disagree: feature maps differ by {difference:.1e} '
+        raise InputError(f'onnxruntime and mmdet disagree: feature maps differ by {difference:.1e} '
                          f'of their largest value, more than {limits.features:.1e}')
 
 

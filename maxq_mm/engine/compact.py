@@ -22,7 +22,9 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from ..functional.compact import Packed, pack, unpack
-from .checkpoint import fold_checkpoint, layer_patterns, load_file, save_file
+from ..utils.errors import InputError
+from ..utils.files import load_file, save_file
+from .checkpoint import fold_checkpoint, layer_patterns
 
 KEY = 'maxq_compact'
 VERSION = 1
@@ -36,7 +38,7 @@ def save_compact(checkpoint: dict, path: str | Path) -> None:
     """Fold a MaxQ checkpoint and write it compact, in place of ``path`` whole or not at all.
 
     Raises:
-        ValueError: no MaxQ checkpoint, or a layer that is missing or does not satisfy its pattern.
+        InputError: no MaxQ checkpoint, or a layer that is missing or does not satisfy its pattern.
     """
     save_file(to_compact(checkpoint), path)
 
@@ -46,11 +48,11 @@ def load_compact(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no compact file, one of another version, or a damaged one.
+        InputError: no compact file, one of another version, or a damaged one.
     """
     stored = load_file(path)
     if KEY not in stored:
-        raise ValueError(f'not a compact file: {path}')
+        raise InputError(f'not a compact file: {path}')
     return _from_compact(stored, path)
 
 
@@ -65,7 +67,7 @@ def name_for_mmengine(path: str) -> str:
     """How mmengine reads this checkpoint: ``compact:PATH`` for a compact file, else ``path``.
 
     Raises:
-        ValueError: a file, but not a readable checkpoint.
+        InputError: a file, but not a readable checkpoint.
     """
     return f'{PREFIX}{path}' if Path(path).is_file() and KEY in load_file(path) else path
 
@@ -85,11 +87,11 @@ def to_compact(checkpoint: dict) -> dict:
         key = f'{name}.weight'
         weight = state.get(key)
         if not isinstance(weight, Tensor):
-            raise ValueError(f'the checkpoint has no {key}')
+            raise InputError(f'the checkpoint has no {key}')
         try:
             entry = _entry(weight, pattern)
-        except ValueError as error:
-            raise ValueError(f'{key}: {error}') from error
+        except InputError as error:
+            raise InputError(f'{key}: {error}') from error
         if entry is not None:
             packed[key], state[key] = entry, None
     buffer = io.BytesIO()
@@ -111,18 +113,18 @@ def _from_compact(stored: dict, path: str | Path) -> dict:
     version, content = stored[KEY], stored.get('content')
     if type(version) is not int or version != VERSION:
         found = version if type(version) is int else f'of type {type(version).__name__}'
-        raise ValueError(f'{path} is a compact file of another version than {VERSION}: {found}')
+        raise InputError(f'{path} is a compact file of another version than {VERSION}: {found}')
     if not isinstance(content, Tensor) or content.dtype != torch.uint8 or content.dim() != 1:
-        raise ValueError(f'{path} is a compact file without content')
+        raise InputError(f'{path} is a compact file without content')
     if stored.get('sha256') != _sha256(content):
-        raise ValueError(f'{path} is damaged: its content does not have its checksum')
+        raise InputError(f'{path} is damaged: its content does not have its checksum')
     try:
         # a folded checkpoint needs none of mmengine's classes, so any torch reads it safely
         inner = torch.load(io.BytesIO(content.numpy()), map_location='cpu', weights_only=True)
         return _unpacked(inner)
     except Exception as error:  # torch raises many kinds
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f'{path} is not a sound compact file: {reason[0]}') from error
+        raise InputError(f'{path} is not a sound compact file: {reason[0]}') from error
 
 
 def _unpacked(inner: dict) -> dict:
@@ -130,23 +132,23 @@ def _unpacked(inner: dict) -> dict:
     state = _part(checkpoint, 'state_dict')
     for key, entry in packed.items():
         if not isinstance(entry, dict) or entry.keys() != set(Packed._fields):
-            raise ValueError(f'{key} must have {", ".join(Packed._fields)}')
+            raise InputError(f'{key} must have {", ".join(Packed._fields)}')
         if state.get(key, key) is not None:
-            raise ValueError(f'{key} is packed, but has no free place in the state dict')
+            raise InputError(f'{key} is packed, but has no free place in the state dict')
         try:
             state[key] = unpack(Packed(**entry))
-        except ValueError as error:
-            raise ValueError(f'{key}: {error}') from error
+        except InputError as error:
+            raise InputError(f'{key}: {error}') from error
     empty = next((key for key, value in state.items() if value is None), None)
     if empty is not None:
-        raise ValueError(f'{empty} is missing')
+        raise InputError(f'{empty} is missing')
     return checkpoint
 
 
 def _part(parts: dict, name: str) -> dict:
     part = parts.get(name) if isinstance(parts, dict) else None
     if not isinstance(part, dict):
-        raise ValueError(f'it has no {name}')
+        raise InputError(f'it has no {name}')
     return part
 
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ..functional.ramp import Ramp
 from ..nn.report import SparsityReport
-from .checkpoint import raw_weights, trained_ramp, written_whole
+from ..utils.errors import InputError
+from ..utils.files import written_whole
+from .checkpoint import raw_weights, trained_ramp
 
 # The scalar that MaxQHook logs at every iteration.
 HISTORY = 'train/maxq/dense_fraction'
@@ -77,12 +79,12 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write the picture, of the kind that the name ends with; whole or not at all.
 
     Raises:
-        ValueError: a kind that matplotlib does not know.
+        InputError: a kind that matplotlib does not know.
         OSError: it cannot be written.
     """
     kind = Path(path).suffix.removeprefix('.').lower()
     if kind not in figure.canvas.get_supported_filetypes():
-        raise ValueError(f'no picture of kind {kind!r} can be written: {path}')
+        raise InputError(f'no picture of kind {kind!r} can be written: {path}')
     with written_whole(path) as file:
         figure.savefig(file, format=kind, dpi=100)
 

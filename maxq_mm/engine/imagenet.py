@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..utils.errors import InputError
+
 # What DataParallel, DistributedDataParallel and torch.compile put before every name.
 _WRAPPERS = re.compile(r'(?:(?:module|_orig_mod)\.)*')
 # mmdet's name of a weight in a block -> the published code's.
@@ -49,7 +51,7 @@ def import_classifier(checkpoint: Mapping, shapes: Mapping[str, Sequence[int]]) 
     are; of types narrower than float32 they become float32.
 
     Raises:
-        ValueError: no state dict, or one with other names or shapes, that has a weight twice, or
+        InputError: no state dict, or one with other names or shapes, that has a weight twice, or
             that holds something else than finite floating-point numbers.
     """
     stored = _stored_weights(checkpoint)
@@ -75,7 +77,7 @@ def import_classifier(checkpoint: Mapping, shapes: Mapping[str, Sequence[int]]) 
         ('given twice', twice), ('missing', _as_in_file(missing, sources)), ('unknown', extra),
         ('of another shape', unlike)) if entries]
     if problems:
-        raise ValueError('; '.join(problems))
+        raise InputError('; '.join(problems))
     for name, key in sources.items():
         _check_numbers(key, stored[key], floating=not name.endswith(_OPTIONAL))
     weights = {name: _plain(stored[sources[name]]) for name in shapes if name in sources}
@@ -85,14 +87,14 @@ def import_classifier(checkpoint: Mapping, shapes: Mapping[str, Sequence[int]]) 
 def _stored_weights(checkpoint: Mapping) -> Mapping[str, Tensor]:
     stored = checkpoint.get('state_dict', checkpoint)
     if not isinstance(stored, Mapping):
-        raise ValueError(f'its state_dict is a {type(stored).__name__}')
+        raise InputError(f'its state_dict is a {type(stored).__name__}')
     if not stored:
-        raise ValueError('it holds no weights')
+        raise InputError('it holds no weights')
     for key, value in stored.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(f'no state dict: it has {key!r} with a {type(value).__name__}')
+            raise InputError(f'no state dict: it has {key!r} with a {type(value).__name__}')
         if value.layout != torch.strided or value.is_meta:
-            raise ValueError(f'{key} is no tensor with plain numbers')
+            raise InputError(f'{key} is no tensor with plain numbers')
     return stored
 
 
@@ -129,9 +131,9 @@ def _listed(entries: list[str]) -> str:
 
 def _check_numbers(key: str, value: Tensor, floating: bool) -> None:
     if floating and not value.is_floating_point():
-        raise ValueError(f'{key} is of type {value.dtype}, not of a floating one')
+        raise InputError(f'{key} is of type {value.dtype}, not of a floating one')
     if value.is_floating_point() and not _at_least_float32(value).isfinite().all():
-        raise ValueError(f'{key} has values that are NaN or infinite')
+        raise InputError(f'{key} has values that are NaN or infinite')
 
 
 def _at_least_float32(value: Tensor) -> Tensor:

@@ -16,9 +16,11 @@ from torch.utils.hooks import RemovableHandle
 from ..functional.masks import AXES, satisfies
 from ..functional.ramp import Ramp
 from ..nn.layers import MaskSettings, MaxQLayer
-from ..nn.report import report, table
+from ..nn.report import report
 from ..nn.select import check_selection, select
 from ..nn.sparsify import SparsityHandle, check_training, sparsify
+from ..utils.errors import InputError
+from ..utils.tables import table
 from .checkpoint import raw_weights, store_effective
 
 
@@ -49,7 +51,7 @@ class MaxQHook(Hook):
     averaged weights into a checkpoint.
 
     Raises:
-        ValueError: a bad argument, named with its value; before any training also names that
+        InputError: a bad argument, named with its value; before any training also names that
             match no layer, a model without a layer that can be sparse, a ramp that would not be
             over when training is, and an EMAHook that runs later.
     """
@@ -170,21 +172,21 @@ class MaxQHook(Hook):
     def _check_runner(self, runner: Runner) -> None:
         if self.ramp.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop) and (
                 self.ramp.end > self.ramp.begin):
-            raise ValueError('ramp by_epoch=True does not fit an iteration-based loop, which has '
+            raise InputError('ramp by_epoch=True does not fit an iteration-based loop, which has '
                              'no epochs: give begin and end in iterations, and by_epoch=False')
         ema = _ema_hook(runner)
         if ema is not None and runner.hooks.index(ema) > runner.hooks.index(self):
-            raise ValueError('EMAHook runs after MaxQHook: give it a higher priority than LOW, so '
+            raise InputError('EMAHook runs after MaxQHook: give it a higher priority than LOW, so '
                              'that the averaged weights are masked')
         unit, total = (('epoch', runner.max_epochs) if self.ramp.by_epoch else
                        ('iteration', runner.max_iters))
         left = self.ramp(total - 1)
         if left > 0:
-            raise ValueError(
+            raise InputError(
                 f'ramp end={self.ramp.end} is too late: in {unit} {total - 1}, the last of {total}'
                 f', {left:.1%} of the blocks would still be dense')
         if runner.cfg.get('efficient_conv_bn_eval') is not None:
-            raise ValueError('efficient_conv_bn_eval is set: it reads convolution weights past '
+            raise InputError('efficient_conv_bn_eval is set: it reads convolution weights past '
                              'their masks and cannot be used with MaxQHook')
 
     def _use_as_stored(self, runner: Runner) -> None:

@@ -12,6 +12,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..utils.errors import InputError
+
 # mmengine's names of what writes to a disk.
 _ON_DISK = ('local', 'disk')
 
@@ -32,7 +34,7 @@ class MaxQRunner(Runner):
     process normalises its own batch, with a warning, and running statistics are averaged.
 
     Raises:
-        ValueError: another launcher without a GPU.
+        InputError: another launcher without a GPU.
     """
 
     @property
@@ -42,7 +44,7 @@ class MaxQRunner(Runner):
     def setup_env(self, env_cfg: dict) -> None:
         if self._on_cpus and not is_distributed():
             if self.launcher != 'pytorch':
-                raise ValueError(f"launcher={self.launcher!r} needs GPUs; on CPUs use 'pytorch'")
+                raise InputError(f"launcher={self.launcher!r} needs GPUs; on CPUs use 'pytorch'")
             torch.distributed.init_process_group('gloo')
             atexit.register(_leave)
         super().setup_env(env_cfg)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..utils.errors import InputError
 from .pattern import Pattern, check_blocks, from_blocks, to_blocks
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -45,7 +46,7 @@ def compact_bytes(shape: tuple[int, ...], pattern: str | Pattern, dtype: torch.d
     ``signs``: with the signs of the zeros outside of the slots, which are needed if one is -0.0.
 
     Raises:
-        ValueError: bad pattern, or I no multiple of M.
+        InputError: bad pattern, or I no multiple of M.
     """
     pattern = Pattern.parse(pattern)
     blocks = _block_count(shape, pattern)
@@ -61,7 +62,7 @@ def pack(weight: Tensor, pattern: str | Pattern) -> Packed:
     A block with fewer than N non-zeros fills its slots with zeros: -0.0 first, then the first ones.
 
     Raises:
-        ValueError: bad pattern, I no multiple of M, no floating-point weight, or one with more
+        InputError: bad pattern, I no multiple of M, no floating-point weight, or one with more
             than N non-zeros in a block.
     """
     pattern = Pattern.parse(pattern)
@@ -71,7 +72,7 @@ def pack(weight: Tensor, pattern: str | Pattern) -> Packed:
     nonzero = to_blocks(weight != 0, m)
     over = int((nonzero.sum(dim=1) > n).sum())
     if over:
-        raise ValueError(f'the weight does not satisfy {pattern}: {over} of '
+        raise InputError(f'the weight does not satisfy {pattern}: {over} of '
                          f'{weight.numel() // m} blocks have more than {n} non-zeros')
     blocks = to_blocks(weight.view(_BITS[weight.dtype.itemsize]), m)
     # The larger, the earlier in the slots: 2 for a non-zero, 1 for -0.0, 0 for 0.0.
@@ -90,14 +91,14 @@ def unpack(packed: Packed) -> Tensor:
     """The weight ``(O, I, *K)`` that :func:`pack` was given, contiguous.
 
     Raises:
-        ValueError: bad pattern or shape, parts that are not of the types and sizes that these ask
+        InputError: bad pattern or shape, parts that are not of the types and sizes that these ask
             for, or positions that are no increasing ones in [0, M).
     """
     pattern = Pattern.parse(packed.pattern)
     n, m = pattern
     shape = packed.shape
     if not isinstance(shape, (tuple, list)) or not all(type(s) is int and s >= 0 for s in shape):
-        raise ValueError(f'shape must be whole numbers, got {shape!r}')
+        raise InputError(f'shape must be whole numbers, got {shape!r}')
     count = _block_count(shape, pattern)
     _check_part('values', packed.values, (count, n))
     _check_dtype(packed.values.dtype)
@@ -107,7 +108,7 @@ def unpack(packed: Packed) -> Tensor:
     _check_part('signs', packed.signs, (_byte_count(outside) if signed else 0,), torch.uint8)
     slots = _split_bits(packed.indices, width, count * n).view(count, n)
     if (slots >= m).any() or (slots.diff(dim=1) <= 0).any():
-        raise ValueError(f'indices must increase in each block and be below {m}')
+        raise InputError(f'indices must increase in each block and be below {m}')
     bits = packed.values.view(_BITS[packed.values.dtype.itemsize])
     blocks = bits.new_zeros(count, m).scatter_(1, slots, bits)
     if signed:
@@ -132,16 +133,16 @@ def _block_count(shape: tuple[int, ...], pattern: Pattern) -> int:
 
 def _check_dtype(dtype: torch.dtype) -> None:
     if not dtype.is_floating_point:
-        raise ValueError(f'the weight must be of a floating-point type, got {dtype}')
+        raise InputError(f'the weight must be of a floating-point type, got {dtype}')
 
 
 def _check_part(name: str, part: Tensor, shape: tuple[int, ...],
                 dtype: torch.dtype | None = None) -> None:
     if not isinstance(part, Tensor) or part.layout != torch.strided:
-        raise ValueError(f'{name} must be a tensor, got a {type(part).__name__}')
+        raise InputError(f'{name} must be a tensor, got a {type(part).__name__}')
     if part.shape != shape or part.dtype != (dtype or part.dtype):
         wanted = shape if dtype is None else f'{shape} and {dtype}'
-        raise ValueError(f'{name} must be of shape {wanted}, '
+        raise InputError(f'{name} must be of shape {wanted}, '
                          f'got {tuple(part.shape)} and {part.dtype}')
 
 

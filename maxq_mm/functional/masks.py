@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..utils.errors import InputError
 from . import native
 from .pattern import Pattern, check_blocks, from_blocks, to_blocks
 from .selection import split_smallest
@@ -29,27 +30,27 @@ def check_axes(axes: Sequence[str]) -> tuple[str, ...]:
     """The axes as a tuple.
 
     Raises:
-        ValueError: a string instead of a sequence, an unknown or a repeated axis.
+        InputError: a string instead of a sequence, an unknown or a repeated axis.
     """
     if isinstance(axes, str) or not isinstance(axes, Sequence):
-        raise ValueError(f'axes must be a sequence out of {AXES}, got {axes!r}')
+        raise InputError(f'axes must be a sequence out of {AXES}, got {axes!r}')
     for axis in axes:
         if axis not in AXES or list(axes).count(axis) > 1:
-            raise ValueError(f'axes must be distinct and out of {AXES}, got {tuple(axes)!r}')
+            raise InputError(f'axes must be distinct and out of {AXES}, got {tuple(axes)!r}')
     return tuple(axes)
 
 
 def check_order(order: str) -> str:
-    """Raises ValueError if ``order`` is not one of ORDERS."""
+    """Raises InputError if ``order`` is not one of ORDERS."""
     if order not in ORDERS:
-        raise ValueError(f'order must be one of {ORDERS}, got {order!r}')
+        raise InputError(f'order must be one of {ORDERS}, got {order!r}')
     return order
 
 
 def check_temperature(temperature: float) -> float:
-    """Raises ValueError if ``temperature`` is not a positive finite number."""
+    """Raises InputError if ``temperature`` is not a positive finite number."""
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-        raise ValueError(f'temperature must be a positive number, got {temperature!r}')
+        raise InputError(f'temperature must be a positive number, got {temperature!r}')
     return float(temperature)
 
 
@@ -94,7 +95,7 @@ def _dense_blocks(magnitude: Tensor, fraction: float, order: str) -> Tensor | No
 
 def _check_fraction(fraction: float) -> None:
     if not 0 <= fraction <= 1:
-        raise ValueError(f'dense_fraction must be in [0, 1], got {fraction!r}')
+        raise InputError(f'dense_fraction must be in [0, 1], got {fraction!r}')
 
 
 @torch.no_grad()
@@ -107,7 +108,7 @@ def keep_mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.
     or a fixed random choice, by ``order``. MaxQ section 3.4.
 
     Raises:
-        ValueError: bad pattern or order, a fraction outside [0, 1], I no multiple of M.
+        InputError: bad pattern or order, a fraction outside [0, 1], I no multiple of M.
     """
     pattern = Pattern.parse(pattern)
     check_order(order)
@@ -139,7 +140,7 @@ def soft_mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.
     its kernel position (only where there is more than one). N = M gives ones. MaxQ section 3.3.
 
     Raises:
-        ValueError: as :func:`keep_mask`; unknown axes; a temperature that is not positive.
+        InputError: as :func:`keep_mask`; unknown axes; a temperature that is not positive.
     """
     return _mask(weight, pattern, dense_fraction, axes, temperature, order, effective=False)
 
@@ -184,7 +185,7 @@ def satisfies(weight: Tensor, pattern: str | Pattern) -> bool:
     """True when no block of ``weight`` ``(O, I, *K)`` has more than N non-zeros.
 
     Raises:
-        ValueError: bad pattern, or I no multiple of M.
+        InputError: bad pattern, or I no multiple of M.
     """
     pattern = Pattern.parse(pattern)
     nonzeros = to_blocks(weight != 0, pattern.m).sum(dim=1)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..utils.errors import InputError
+
 
 class Pattern(NamedTuple):
     """N weights kept of every M consecutive input channels."""
@@ -21,16 +23,16 @@ class Pattern(NamedTuple):
         """Read ``'2:4'`` (a ``Pattern`` passes through).
 
         Raises:
-            ValueError: not two whole numbers N:M with 1 <= N <= M.
+            InputError: not two whole numbers N:M with 1 <= N <= M.
         """
         if isinstance(text, cls):
             return text
         match = re.fullmatch(r'([0-9]+):([0-9]+)', text) if isinstance(text, str) else None
         if match is None:
-            raise ValueError(f"pattern must be a string 'N:M' such as '2:4', got {text!r}")
+            raise InputError(f"pattern must be a string 'N:M' such as '2:4', got {text!r}")
         n, m = int(match[1]), int(match[2])
         if not 1 <= n <= m:
-            raise ValueError(f'pattern N:M needs 1 <= N <= M, got {text!r}')
+            raise InputError(f'pattern N:M needs 1 <= N <= M, got {text!r}')
         return cls(n, m)
 
     @property
@@ -47,9 +49,9 @@ class Pattern(NamedTuple):
 
 
 def check_blocks(shape: tuple[int, ...], m: int) -> None:
-    """Raises ValueError unless a weight of this shape has blocks of ``m`` along axis 1."""
+    """Raises InputError unless a weight of this shape has blocks of ``m`` along axis 1."""
     if len(shape) < 2 or shape[1] == 0 or shape[1] % m:
-        raise ValueError(
+        raise InputError(
             f'weight of shape {tuple(shape)} has no blocks of {m} along axis 1: '
             'its input channels must be a positive multiple of M')
 
@@ -58,7 +60,7 @@ def to_blocks(weight: Tensor, m: int) -> Tensor:
     """Weight ``(O, I, *K)`` as rows of blocks ``(B, M)``, input channels innermost.
 
     Raises:
-        ValueError: fewer than two axes, or I is no multiple of ``m``.
+        InputError: fewer than two axes, or I is no multiple of ``m``.
     """
     check_blocks(weight.shape, m)
     return weight.movedim(1, -1).reshape(-1, m)

@@ -7,6 +7,8 @@ implementation. Deviations: an empty ramp is no ramp, and every curve is clamped
 import math
 from dataclasses import dataclass
 
+from ..utils.errors import InputError
+
 
 def _saturation(k: float) -> float:
     """1 - exp(-0.05 k), the curve of the exponential ramp before scaling."""
@@ -33,13 +35,13 @@ def dense_fraction(step: float, begin: float, end: float, type: str = 'linear') 
     ``end`` on; ``begin == end`` is no ramp and gives 0 throughout.
 
     Raises:
-        ValueError: unknown ``type`` (linear, cubic, cosine, exponential), a negative ``begin``,
+        InputError: unknown ``type`` (linear, cubic, cosine, exponential), a negative ``begin``,
             or ``begin > end``.
     """
     if not isinstance(type, str) or type not in _CURVES:
-        raise ValueError(f'ramp type must be one of {sorted(_CURVES)}, got {type!r}')
+        raise InputError(f'ramp type must be one of {sorted(_CURVES)}, got {type!r}')
     if not 0 <= begin <= end:
-        raise ValueError(f'ramp needs 0 <= begin <= end, got begin={begin}, end={end}')
+        raise InputError(f'ramp needs 0 <= begin <= end, got begin={begin}, end={end}')
     if begin == end or step >= end:
         return 0.0
     if step < begin:
@@ -52,7 +54,7 @@ class Ramp:
     """The settings of one ramp; ``by_epoch`` tells the unit of ``begin`` and ``end``.
 
     Raises:
-        ValueError: as :func:`dense_fraction`, or a bound that is no number.
+        InputError: as :func:`dense_fraction`, or a bound that is no number.
     """
 
     type: str = 'linear'
@@ -64,9 +66,9 @@ class Ramp:
         for name in ('begin', 'end'):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f'ramp {name} must be a number, got {value!r}')
+                raise InputError(f'ramp {name} must be a number, got {value!r}')
         if not isinstance(self.by_epoch, bool):
-            raise ValueError(f'ramp by_epoch must be True or False, got {self.by_epoch!r}')
+            raise InputError(f'ramp by_epoch must be True or False, got {self.by_epoch!r}')
         self(self.begin)
 
     def __call__(self, step: float) -> float:
@@ -77,16 +79,16 @@ class Ramp:
         """A ramp from its config; None is no ramp.
 
         Raises:
-            ValueError: an unknown key, or a bad value.
+            InputError: an unknown key, or a bad value.
         """
         if value is None:
             return cls()
         if isinstance(value, cls):
             return value
         if not isinstance(value, dict):
-            raise ValueError(f'ramp must be a dict or None, got {value!r}')
+            raise InputError(f'ramp must be a dict or None, got {value!r}')
         unknown = sorted(set(value) - set(cls.__dataclass_fields__))
         if unknown:
-            raise ValueError(f'ramp has no key {unknown[0]!r}; '
+            raise InputError(f'ramp has no key {unknown[0]!r}; '
                              f'it takes {", ".join(cls.__dataclass_fields__)}')
         return cls(**value)

@@ -23,6 +23,7 @@ from ..functional.masks import (
 )
 from ..functional.pattern import Pattern
 from ..functional.straight_through import StraightThrough
+from ..utils.errors import InputError
 
 # In the metadata that a state dict carries for each module: which of the two weights it holds.
 STORED_KEY, STORED_EFFECTIVE = 'maxq', 'effective'
@@ -36,7 +37,7 @@ class MaskSettings:
     masked (ASP, arXiv 2104.08378) instead of straight-through.
 
     Raises:
-        ValueError: a bad value, named.
+        InputError: a bad value, named.
     """
 
     pattern: Pattern | str
@@ -51,7 +52,7 @@ class MaskSettings:
         object.__setattr__(self, 'temperature', check_temperature(self.temperature))
         check_order(self.order)
         if not isinstance(self.fixed, bool):
-            raise ValueError(f'fixed must be True or False, got {self.fixed!r}')
+            raise InputError(f'fixed must be True or False, got {self.fixed!r}')
 
     def as_dict(self) -> dict:
         """Plain values, as they go into a checkpoint."""
@@ -224,7 +225,7 @@ class MaxQConv2d(MaxQLayer, nn.Conv2d):
     """``nn.Conv2d`` with an N:M weight ``(O, I, Kh, Kw)``; takes the mask's arguments, too.
 
     Raises:
-        ValueError: a bad pattern, axis, temperature or order.
+        InputError: a bad pattern, axis, temperature or order.
     """
 
     dense_type = nn.Conv2d
@@ -238,7 +239,7 @@ class MaxQLinear(MaxQLayer, nn.Linear):
     """``nn.Linear`` with an N:M weight ``(O, I)``; takes the mask's arguments, too.
 
     Raises:
-        ValueError: a bad pattern, axis, temperature or order.
+        InputError: a bad pattern, axis, temperature or order.
     """
 
     dense_type = nn.Linear

@@ -1,7 +1,6 @@
 """What N:M sparsity a model has, layer by layer."""
 
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,6 +9,8 @@ from torch import nn
 from ..functional.compact import compact_bytes
 from ..functional.masks import satisfies
 from ..functional.pattern import Pattern
+from ..utils.errors import InputError
+from ..utils.tables import table
 from .layers import MaxQLayer
 
 
@@ -126,20 +127,6 @@ def _kib(value: int | None) -> str:
     return '-' if value is None else f'{value / 2**10:,.1f}'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A plain text table, columns as wide as they need."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    grid = Table(*head, box=box.SIMPLE)
-    for row in rows:
-        grid.add_row(*row)
-    console = Console(file=io.StringIO(), width=200, color_system=None)
-    console.print(grid, markup=False)
-    return '\n'.join(line.rstrip() for line in console.file.getvalue().splitlines() if line.strip())
-
-
 def _compact(weight: torch.Tensor, pattern: str) -> int:
     """Bytes in a compact file, where a weight that would be no smaller stays as it is."""
     return min(compact_bytes(weight.shape, pattern, weight.dtype), weight.nbytes)
@@ -165,19 +152,19 @@ def report(model: nn.Module, inputs: tuple | torch.Tensor | None = None,
     are those of the weights alone, with zeros of either sign counted as 0.0.
 
     Raises:
-        ValueError: no MaxQ layer and no ``patterns``, or a pattern for a layer that is not there.
+        InputError: no MaxQ layer and no ``patterns``, or a pattern for a layer that is not there.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if patterns is None:
         patterns = {name: str(module.settings.pattern) for name, module in modules.items()
                     if isinstance(module, MaxQLayer) and module.is_sparse}
         if not patterns:
-            raise ValueError('the model has no MaxQ layers: give patterns for a folded one')
+            raise InputError('the model has no MaxQ layers: give patterns for a folded one')
     macs = {} if inputs is None else _macs(model, inputs)
     rows, seen = [], set()
     for name, text in patterns.items():
         if name not in modules:
-            raise ValueError(f'patterns has {name!r}, which is no layer of the model')
+            raise InputError(f'patterns has {name!r}, which is no layer of the model')
         module = modules[name]
         if module in seen:
             continue  # another name of a shared layer

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..functional.pattern import Pattern
+from ..utils.errors import InputError
 from .layers import MaxQLayer, structural_reason
 from .types import sparse_type
 
@@ -23,7 +24,7 @@ class Selection:
 def _names(argument: str, value: Sequence[str]) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable) or not all(
             isinstance(name, str) for name in value):
-        raise ValueError(f'{argument} must be a sequence of module names, got {value!r}')
+        raise InputError(f'{argument} must be a sequence of module names, got {value!r}')
     return tuple(value)
 
 
@@ -43,15 +44,15 @@ def _parse_overrides(overrides: Mapping | None) -> list[tuple[re.Pattern, Patter
     if overrides is None:
         return []
     if not isinstance(overrides, Mapping):
-        raise ValueError(f'overrides must map module-name regexes to patterns, got {overrides!r}')
+        raise InputError(f'overrides must map module-name regexes to patterns, got {overrides!r}')
     parsed = []
     for regex, pattern in overrides.items():
         try:
             parsed.append((re.compile(regex), None if pattern is None else Pattern.parse(pattern)))
         except (re.error, TypeError) as error:
-            raise ValueError(f'overrides key {regex!r} is no regular expression: {error}') from None
-        except ValueError as error:
-            raise ValueError(f'overrides[{regex!r}]: {error}') from None
+            raise InputError(f'overrides key {regex!r} is no regular expression: {error}') from None
+        except InputError as error:
+            raise InputError(f'overrides[{regex!r}]: {error}') from None
     return parsed
 
 
@@ -60,7 +61,7 @@ def check_selection(pattern: str | Pattern, include: Sequence[str] = (),
     """What can be said of the arguments without a model.
 
     Raises:
-        ValueError: a malformed pattern, name list, regex or override, named.
+        InputError: a malformed pattern, name list, regex or override, named.
     """
     Pattern.parse(pattern)
     _names('include', include)
@@ -99,7 +100,7 @@ def select(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = ()
     their own pattern. Every module with a weight matrix or kernel is in one of the two results.
 
     Raises:
-        ValueError: a malformed argument; an ``include``, ``exclude`` or ``overrides`` key that
+        InputError: a malformed argument; an ``include``, ``exclude`` or ``overrides`` key that
             matches no layer (the nearest names are given); no layer at all that can be sparse.
     """
     default = Pattern.parse(pattern)
@@ -110,12 +111,12 @@ def select(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = ()
     for argument, prefixes in (('include', include), ('exclude', exclude)):
         for prefix in prefixes:
             if not any(_within(name, (prefix,)) for name in layers):
-                raise ValueError(f'{argument} has {prefix!r}, which matches no layer; '
+                raise InputError(f'{argument} has {prefix!r}, which matches no layer; '
                                  + _nearest(prefix, layers))
     eligible = [name for name in layers if not include or _within(name, include)]
     for regex, _ in parsed:
         if not any(regex.search(name) for name in eligible):
-            raise ValueError(f"overrides has '{regex.pattern}', which matches no layer; "
+            raise InputError(f"overrides has '{regex.pattern}', which matches no layer; "
                              + _nearest(regex.pattern.replace('\\', ''), eligible))
 
     # torch's encoder layer reads its linear layers' weights without calling them.
@@ -137,6 +138,6 @@ def select(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = ()
             skipped[name] = reason
     if not sparse:
         reasons = sorted(set(skipped.values())) or ['the model has no layers']
-        raise ValueError(f'no layer can be {default} with include={include}, exclude={exclude}: '
+        raise InputError(f'no layer can be {default} with include={include}, exclude={exclude}: '
                          + '; '.join(reasons[:5]))
     return Selection(sparse, skipped)

@@ -12,6 +12,7 @@ from ..functional.decay import add_decay_
 from ..functional.masks import AXES
 from ..functional.pattern import Pattern
 from ..functional.ramp import Ramp
+from ..utils.errors import InputError
 from .layers import MaskSettings, MaxQLayer
 from .select import select
 from .types import sparse_type
@@ -85,7 +86,7 @@ class SparsityHandle:
                 return
             # arguments[0] is the optimizer itself
             if any(given is not None for given in (*arguments[1:], named.get('closure'))):
-                raise ValueError('step(closure) computes gradients after the decay of pruned '
+                raise InputError('step(closure) computes gradients after the decay of pruned '
                                  'weights was added: set decay=0 or step without a closure')
             trained = {id(p) for group in optimizer.param_groups for p in group['params']}
             # By parameter, so that one that two layers share decays once.
@@ -102,11 +103,11 @@ class SparsityHandle:
 
 
 def check_training(ramp: Ramp, decay: float, fixed: bool) -> None:
-    """Raises ValueError for a decay that is no finite number >= 0, or a ramp of a fixed mask."""
+    """Raises InputError for a decay that is no finite number >= 0, or a ramp of a fixed mask."""
     if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < math.inf:
-        raise ValueError(f'decay must be a number >= 0, got {decay!r}')
+        raise InputError(f'decay must be a number >= 0, got {decay!r}')
     if fixed and ramp.begin != ramp.end:
-        raise ValueError(f'fixed=True takes no ramp (the mask is chosen once), got {ramp}')
+        raise InputError(f'fixed=True takes no ramp (the mask is chosen once), got {ramp}')
 
 
 def sparsify(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = (),
@@ -123,7 +124,7 @@ def sparsify(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = 
     :class:`.layers.MaskSettings` for ``fixed``. Layers built as MaxQ layers keep their settings.
 
     Raises:
-        ValueError: a bad argument, named with its value; no layer that can be sparse.
+        InputError: a bad argument, named with its value; no layer that can be sparse.
     """
     ramp = Ramp.parse(ramp)
     check_training(ramp, decay, fixed)

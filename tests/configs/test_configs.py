@@ -91,7 +91,7 @@ def coco(shapes, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize('name', ['maxq_faster_rcnn_r50', 'maxq_mask_rcnn_r50'])
 def test_one_step_of_each_family(name, coco, tmp_path):
-    import cli
+    from maxq_mm import cli
     cfg = read(name)
     cli.use_data_root(cfg, coco)
     cli.check_data(cfg, 'train', 'val')

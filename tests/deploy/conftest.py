@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from maxq_mm.deploy import export
-from maxq_mm.deploy.runtime import OnnxDetector
+from maxq_mm.deploy.onnx_detector import OnnxDetector
 
 from . import small
 

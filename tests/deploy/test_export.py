@@ -11,7 +11,7 @@ from torch import nn
 
 from maxq_mm import satisfies
 from maxq_mm.deploy import export, metadata, verify
-from maxq_mm.deploy.runtime import OnnxDetector, feeds, make_session
+from maxq_mm.deploy.onnx_detector import OnnxDetector, feeds, make_session
 
 from . import small
 

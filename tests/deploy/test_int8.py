@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from maxq_mm import fold, satisfies, sparsify
-from maxq_mm.deploy import int8, metadata, runtime
+from maxq_mm.deploy import int8, metadata, onnx_detector
 from maxq_mm.deploy.metadata import Metadata, SparseLayer
 
 LAYERS = {'1': SparseLayer('2:4', '1.weight'), '4': SparseLayer('1:4', '4.weight')}
@@ -46,7 +46,7 @@ def images(count: int = 8) -> list[dict]:
 
 
 def run(model: onnx.ModelProto, feed: dict) -> np.ndarray:
-    return runtime.make_session(model.SerializeToString()).run(None, feed)[0]
+    return onnx_detector.make_session(model.SerializeToString()).run(None, feed)[0]
 
 
 def stored(model: onnx.ModelProto) -> dict[str, np.ndarray]:

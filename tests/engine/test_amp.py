@@ -7,8 +7,8 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from maxq_mm import satisfies
-from maxq_mm.engine.checkpoint import load_file
 from maxq_mm.engine.cpu_amp import CPUAmpOptimWrapper
+from maxq_mm.utils.files import load_file
 
 from ..reference import reference_soft_mask
 from .runs import Classifier, make_runner

@@ -7,7 +7,8 @@ from torch import nn
 
 import maxq_mm
 from maxq_mm.engine import compact
-from maxq_mm.engine.checkpoint import fold_checkpoint, load_file, save_file, store_effective
+from maxq_mm.engine.checkpoint import fold_checkpoint, store_effective
+from maxq_mm.utils.files import load_file, save_file
 
 OVERRIDES = {'2': '1:16', '3': '2:2'}
 

@@ -6,8 +6,9 @@ import torch
 
 from maxq_mm import report, sparsify
 from maxq_mm.engine import figure
-from maxq_mm.engine.checkpoint import fold_checkpoint, load_file
+from maxq_mm.engine.checkpoint import fold_checkpoint
 from maxq_mm.functional.ramp import Ramp
+from maxq_mm.utils.files import load_file
 
 from .runs import Classifier, make_runner
 

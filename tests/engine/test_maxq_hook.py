@@ -5,7 +5,7 @@ import torch
 from mmengine.hooks import EMAHook, Hook
 
 from maxq_mm import MaxQConv2d, MaxQHook, satisfies
-from maxq_mm.engine.checkpoint import load_file
+from maxq_mm.utils.files import load_file
 
 from .runs import Classifier, make_runner
 

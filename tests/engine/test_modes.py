@@ -8,7 +8,8 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 
 from maxq_mm import satisfies
-from maxq_mm.engine.checkpoint import fold_checkpoint, load_file, save_file
+from maxq_mm.engine.checkpoint import fold_checkpoint
+from maxq_mm.utils.files import load_file, save_file
 
 from ..reference import reference_soft_mask
 from .runs import Classifier, make_runner

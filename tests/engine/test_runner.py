@@ -10,7 +10,7 @@ import torch
 from mmengine.runner import Runner
 
 from maxq_mm import MaxQRunner, satisfies
-from maxq_mm.engine.checkpoint import load_file
+from maxq_mm.utils.files import load_file
 
 from .runs import make_runner
 from .two_processes import SETTINGS, model, weights

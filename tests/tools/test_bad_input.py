@@ -7,9 +7,10 @@ import re
 import pytest
 import torch
 
-from maxq_mm.engine.checkpoint import load_file, save_file
+from maxq_mm.utils.files import load_file, save_file
 
-from .conftest import CONFIG, ROOT, run_tool
+from ..running import ROOT, run_tool
+from .conftest import CONFIG
 
 
 @pytest.fixture

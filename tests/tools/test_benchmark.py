@@ -5,7 +5,8 @@ import statistics
 
 import pytest
 
-from .conftest import CONFIG, run_tool
+from ..running import run_tool
+from .conftest import CONFIG
 
 
 def bench(what, out, *options):

@@ -13,10 +13,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 import maxq_mm
-from maxq_mm.engine.checkpoint import layer_patterns, load_file, save_file
+from maxq_mm.engine.checkpoint import layer_patterns
 from maxq_mm.functional.compact import compact_bytes
+from maxq_mm.utils.files import load_file, save_file
 
-from .conftest import CONFIG, ROOT, run_tool
+from ..running import ROOT, run_tool
+from .conftest import CONFIG
 
 
 @pytest.fixture(scope='module')

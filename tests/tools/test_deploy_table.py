@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from .conftest import CONFIG, ROOT, run_tool
+from ..running import ROOT, run_tool
+from .conftest import CONFIG
 
 # Tested on what it was trained on: the fixture's detector has learned those few images.
 TEXT = f"""

@@ -16,9 +16,9 @@ from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 
 import maxq_mm
-from maxq_mm.engine.checkpoint import load_file, save_file
+from maxq_mm.utils.files import load_file, save_file
 
-from .conftest import ROOT, run_tool
+from ..running import ROOT, run_tool
 
 TOOL = 'import_imagenet.py'
 PREFIXES = ['', 'module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.']
@@ -333,7 +333,7 @@ def test_a_write_that_breaks_off(run, monkeypatch, tmp_path):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(torch, 'save', broken)
-    with pytest.raises(import_imagenet.cli.UsageError, match='No space left on device'):
+    with pytest.raises(import_imagenet.cli.InputError, match='No space left on device'):
         run(publish(original(18)), 18)
     assert out.read_bytes() == b'precious'
     assert {path.name for path in tmp_path.iterdir()} == {'in.pth', 'out.pth'}

@@ -10,9 +10,10 @@ from mmengine.config import Config
 
 from maxq_mm import satisfies
 from maxq_mm.deploy import metadata
-from maxq_mm.engine.checkpoint import load_file, save_file
+from maxq_mm.utils.files import load_file, save_file
 
-from .conftest import CONFIG, ROOT, run_tool
+from ..running import ROOT, run_tool
+from .conftest import CONFIG
 from .test_train_and_test import scores
 
 
@@ -96,8 +97,9 @@ def faster(tmp_path):
 
 
 def random_weights(config, path):
-    import cli
     from mmdet.registry import MODELS
+
+    from maxq_mm import cli
     cfg = Config.fromfile(config)
     cli.init_default_scope('mmdet')
     save_file(dict(meta={}, state_dict=MODELS.build(cfg.model).state_dict()), path)

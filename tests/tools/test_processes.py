@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from maxq_mm import satisfies
-from maxq_mm.engine.checkpoint import load_file
+from maxq_mm.utils.files import load_file
 
-from .conftest import CONFIG, ROOT, run_tool
+from ..running import ROOT, run_tool
+from .conftest import CONFIG
 
 ENVIRONMENT = {**os.environ, 'PYTHONWARNINGS': 'ignore', 'OMP_NUM_THREADS': '1',
                'PYTHONUNBUFFERED': '1', 'PYTHON': sys.executable}

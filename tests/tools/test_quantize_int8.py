@@ -10,9 +10,11 @@ import torch
 
 from maxq_mm import satisfies
 from maxq_mm.deploy import int8, metadata
-from maxq_mm.engine.checkpoint import layer_patterns, load_file
+from maxq_mm.engine.checkpoint import layer_patterns
+from maxq_mm.utils.files import load_file
 
-from .conftest import CONFIG, run_tool
+from ..running import run_tool
+from .conftest import CONFIG
 
 
 @pytest.fixture(scope='module')

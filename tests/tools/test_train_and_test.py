@@ -10,10 +10,12 @@ import torch
 from mmengine.config import Config
 
 from maxq_mm import satisfies
-from maxq_mm.engine.checkpoint import layer_patterns, load_file
+from maxq_mm.engine.checkpoint import layer_patterns
+from maxq_mm.utils.files import load_file
 
 from ..nested import flat_tensors
-from .conftest import CONFIG, run_tool
+from ..running import run_tool
+from .conftest import CONFIG
 
 
 def scores(folder: Path) -> dict:
