@@ -100,7 +100,7 @@ def compare(given: list[str], args: argparse.Namespace) -> list[dict]:
     """The rows of one ``--set``."""
     name, config, data_root = given[0], Path(given[1]), Path(given[4])
     own = argparse.Namespace(config=config, data_root=data_root, cfg_options=None)
-    cfg = cli.read_config(own)
+    cfg = cli.read_config(own, 'train', 'test')
     cli.check_data(cfg, 'train', 'test')
     cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -148,6 +148,8 @@ def text(value: float | None) -> str:
 def main() -> None:
     args = parse_args()
     check_sets(args)
+    cli.check_outputs(args.json, inputs=[path for given in args.sets for path in given[1:4]],
+                      folders=[args.work_dir])
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     rows = [row for given in args.sets for row in compare(given, args)]

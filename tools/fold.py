@@ -39,8 +39,8 @@ def main() -> None:
                         help='write values and indices instead of zeros; implies --strict')
     args = parser.parse_args()
 
+    cli.check_outputs(args.out, inputs=[args.checkpoint])
     checkpoint = cli.read_checkpoint(args.checkpoint)
-    cli.check_not_itself(args.out, args.checkpoint)
     try:
         folded = fold_checkpoint(checkpoint)
         patterns = layer_patterns(folded)
