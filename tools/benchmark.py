@@ -68,10 +68,7 @@ def check(args: argparse.Namespace) -> None:
     if min(args.size) < 32:
         raise cli.InputError(f'--size must be at least 32 32, got {args.size[0]} {args.size[1]}')
     cli.check_outputs(args.json, inputs=[args.config])
-    try:
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise cli.InputError(f'--device {args.device}: {cli.first_line(error)}') from error
+    cli.check_device(args.device)
     on_cpu = torch.device(args.device).type == 'cpu'
     if on_cpu and args.what != 'masks' and args.dtype == 'float16':
         raise cli.InputError('--dtype float16 is for GPUs; on CPUs mixed precision is bfloat16')

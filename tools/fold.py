@@ -44,9 +44,13 @@ def main() -> None:
     try:
         folded = fold_checkpoint(checkpoint)
         patterns = layer_patterns(folded)
+        missing = [name for name in patterns
+                   if f'{name}.weight' not in folded.get('state_dict', {})]
+        if missing:
+            raise cli.InputError(f'it has no {missing[0]}.weight')
         open_layers = [name for name, pattern in patterns.items()
                        if not satisfies(folded['state_dict'][f'{name}.weight'], pattern)]
-    except (ValueError, KeyError) as error:
+    except cli.InputError as error:
         raise cli.InputError(f'{args.checkpoint}: {error}') from error
     if (args.strict or args.compact) and open_layers:
         raise cli.InputError(

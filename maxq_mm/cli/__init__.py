@@ -21,8 +21,10 @@ from .config import (
 from .data import check_data, datasets, use_data_root
 from .data_checks import build_data, build_dataset, check_built
 from .run import (
+    check_device,
     check_outputs,
     is_of_the_disk,
+    natural,
     positive,
     run,
     write_checkpoint,
@@ -32,7 +34,7 @@ from .run import (
 
 __all__ = ['InputError', 'add_config_arguments', 'add_run_arguments', 'build_data',
            'build_dataset', 'build_runner', 'check_built', 'check_classes', 'check_data',
-           'check_outputs', 'check_resumable', 'check_settings', 'check_start', 'datasets',
-           'first_line', 'is_of_the_disk', 'load_model', 'load_weights', 'merge_options',
-           'positive', 'prepare_run', 'read_checkpoint', 'read_config', 'run', 'use_data_root',
-           'write_checkpoint', 'write_json', 'writing']
+           'check_device', 'check_outputs', 'check_resumable', 'check_settings', 'check_start',
+           'datasets', 'first_line', 'is_of_the_disk', 'load_model', 'load_weights',
+           'merge_options', 'natural', 'positive', 'prepare_run', 'read_checkpoint', 'read_config',
+           'run', 'use_data_root', 'write_checkpoint', 'write_json', 'writing']

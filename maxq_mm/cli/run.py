@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from ..utils.errors import InputError, first_line
 from ..utils.files import check_folder, check_writable, save_file, save_text
 
@@ -67,10 +69,26 @@ def _fail(message: str) -> None:
 
 def positive(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'must be at least 1, got {text}')
-    return number
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.strip().removeprefix('-').isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f'must be a whole number of at least {least}, got {text}')
+    return int(text)
+
+
+def check_device(name: str) -> None:
+    """InputError unless torch can compute on this device."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f'--device {name}: {first_line(error)}') from error
 
 
 def check_outputs(*outputs: Path | None, inputs: Iterable[Path | str | None] = (),

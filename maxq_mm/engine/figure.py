@@ -135,11 +135,11 @@ def _distribution(axes: Axes, weights: Weights) -> None:
     # All but one in a thousand: a few outliers would leave nothing to see.
     reach = float(weights.effective.abs().quantile(0.999)) if len(kept) else 0.
     reach = reach or 1.
-    span = (-reach, reach)
-    axes.hist(weights.effective[kept].numpy(), _BINS, range=span, label='effective, kept', alpha=0.6)
+    bins = dict(bins=_BINS, range=(-reach, reach))
+    axes.hist(weights.effective[kept].numpy(), **bins, label='effective, kept', alpha=0.6)
     if weights.raw is not None:
-        axes.hist(weights.raw[kept].numpy(), _BINS, range=span, label='raw, kept', histtype='step')
-        axes.hist(weights.raw[~kept].numpy(), _BINS, range=span, label='raw, pruned', histtype='step')
+        axes.hist(weights.raw[kept].numpy(), **bins, label='raw, kept', histtype='step')
+        axes.hist(weights.raw[~kept].numpy(), **bins, label='raw, pruned', histtype='step')
     axes.set_ylabel('weights')
     axes.legend(fontsize=7)
 
