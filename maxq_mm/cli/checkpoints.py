@@ -49,7 +49,8 @@ def _check_parts(checkpoint: dict, path: str | Path) -> None:
                              f'in place of the weight {key}')
     maxq = checkpoint.get(KEY, {})
     for part in ('layers', 'raw', 'ramp'):
-        _check_mapping(maxq, part, path, f'{KEY}.')
+        if part != 'ramp' or maxq.get(part) is not None:
+            _check_mapping(maxq, part, path, f'{KEY}.')
     for name, settings in maxq.get('layers', {}).items():
         if not isinstance(settings, Mapping) or not isinstance(settings.get('pattern'), str):
             raise InputError(f'not a checkpoint of maxq_mm: {path} has no pattern for {name!r} in '

@@ -21,7 +21,7 @@ def check_data(cfg: Config, *splits: str) -> None:
             if dataset.get('ann_file') and not (root / dataset.ann_file).is_file():
                 raise InputError(f'{split} data not found: {root / dataset.ann_file}')
             for path in (dataset.get('data_prefix') or {}).values():
-                if path and not (root / path).exists():
+                if path and not (root / path).is_dir():
                     raise InputError(f'{split} data not found: {root / path}')
         for evaluator in evaluators(cfg, split):
             path = evaluator.get('ann_file')

@@ -13,6 +13,9 @@ from .data import datasets, evaluators, read_annotations, some
 
 # Images whose objects are looked at, evenly spread over a data set.
 _LOOKED_AT = 1000
+# What mmdet reads of each entry.
+_NEEDED = dict(images=('id', 'file_name', 'width', 'height'),
+               annotations=('id', 'image_id', 'category_id', 'bbox', 'area'))
 
 
 def build_data(runner: Runner, *splits: str) -> None:
@@ -53,6 +56,12 @@ def explain(cfg: Config, split: str) -> None:
             continue
         path = Path(dataset.get('data_root') or '') / dataset.ann_file
         content = read_annotations(path)
+        for part, keys in _NEEDED.items():
+            for item in content[part]:
+                missing = [key for key in keys if key not in item]
+                if missing:
+                    raise InputError(f'not COCO annotations: {path} has no {missing[0]} in an '
+                                     f'entry of {part}, {str(item)[:80]}')
         if not content['images']:
             raise InputError(f'{split} data are empty: {path} lists no images')
         wanted = (dataset.get('metainfo') or {}).get('classes')

@@ -1,7 +1,6 @@
 """One line for what is the user's, a traceback for what is not."""
 
 import errno
-import os
 import resource
 
 import pytest
@@ -128,7 +127,7 @@ def test_a_full_disk_is_one_line(tmp_path):
             cli.write_json(dict(a='x' * 5000), tmp_path / 'a.json')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_devices(capsys):

@@ -5,6 +5,7 @@ import resource
 import socket
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,13 +74,13 @@ def test_nothing_reaches_a_pipe_of_what_goes_wrong(tmp_path):
 
 
 def test_devices_stay_devices():
-    before = os.stat('/dev/null')
+    before = Path('/dev/null').stat()
     save_file(BIG, '/dev/null')
-    assert stat.S_ISCHR(os.stat('/dev/null').st_mode)
-    assert os.stat('/dev/null').st_rdev == before.st_rdev
+    assert stat.S_ISCHR(Path('/dev/null').stat().st_mode)
+    assert Path('/dev/null').stat().st_rdev == before.st_rdev
     with pytest.raises(OSError, match='No space left on device'):
         save_file(BIG, '/dev/full')
-    assert stat.S_ISCHR(os.stat('/dev/full').st_mode)
+    assert stat.S_ISCHR(Path('/dev/full').stat().st_mode)
 
 
 def test_folders_and_sockets_are_refused(tmp_path):
@@ -120,7 +121,7 @@ def test_a_mapped_checkpoint_is_the_same_and_not_held_in_memory(tmp_path):
 
     def held() -> int:
         """Bytes of this process's own memory, without those of files that it has mapped."""
-        with open('/proc/self/status') as status:
+        with Path('/proc/self/status').open() as status:
             return 1024 * next(int(line.split()[1]) for line in status
                                if line.startswith('RssAnon'))
 
