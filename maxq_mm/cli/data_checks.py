@@ -80,7 +80,7 @@ def check_built(built, cfg: Config, split: str) -> None:
     from mmcv.transforms import LoadImageFromFile  # tools without data sets need no mmcv
 
     masks = any('segm' in (evaluator.get('metric') or ()) for evaluator in evaluators(cfg, split))
-    most = max(_num_classes(cfg.model), default=None)
+    most = min(_num_classes(cfg.model), default=None)
     for dataset in _leaves(built):
         where = f'{split} data {getattr(dataset, "ann_file", "")}'
         classes = len(getattr(dataset, 'cat_ids', [None]))
@@ -89,7 +89,8 @@ def check_built(built, cfg: Config, split: str) -> None:
             raise InputError(f'{where}: no image is left that has objects of the classes '
                              f'{some(tuple(dataset.metainfo.get("classes", ())))}')
         if most is not None and classes > most:
-            raise InputError(f'{where}: {classes} classes, but num_classes of the model is {most}')
+            raise InputError(f'{where}: {classes} classes, but a head of the model has '
+                             f'num_classes={most}')
         transforms = dataset.pipeline.transforms
         if masks or any(getattr(transform, 'with_mask', False) for transform in transforms):
             _check_masks(dataset, where)
@@ -106,15 +107,16 @@ def _leaves(dataset) -> Iterator[BaseDataset]:
         yield dataset
 
 
-def _num_classes(node) -> Iterator[int]:
-    """Every ``num_classes`` below ``node``; that of an RPN, which knows objects alone, aside."""
+def _num_classes(node, head: bool = False) -> Iterator[int]:
+    """``num_classes`` of every head below ``node`` that the labels of objects are given to."""
     if isinstance(node, dict):
-        if isinstance(node.get('num_classes'), int):
+        if head and isinstance(node.get('num_classes'), int) and not node.get('class_agnostic'):
             yield node['num_classes']
-        node = [value for key, value in node.items() if key != 'rpn_head']
-    if isinstance(node, (list, tuple)):
+        for key, value in node.items():
+            yield from _num_classes(value, key in ('bbox_head', 'mask_head'))
+    elif isinstance(node, (list, tuple)):  # a head a stage
         for value in node:
-            yield from _num_classes(value)
+            yield from _num_classes(value, head)
 
 
 def _check_masks(dataset: BaseDataset, where: str) -> None:

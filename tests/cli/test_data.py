@@ -82,13 +82,18 @@ def test_validation_without_masks(root):
         built(root, 'val')
 
 
-def test_more_classes_than_the_model(root):
+@pytest.mark.parametrize('head', ['bbox_head', 'mask_head'])
+def test_more_classes_than_a_head(root, head):
     cfg = read(root, 'train')
-    for head in ('bbox_head', 'mask_head'):
-        cfg.model.roi_head[head].num_classes = 2
-    with pytest.raises(InputError, match='train data .*: 3 classes, but num_classes of the model '
-                                         'is 2'):
-        cli.build_dataset(cfg, 'train', DATASETS.build)
+    cfg.model.rpn_head.num_classes = 1  # of objects, whatever they are
+    dataset = cli.build_dataset(cfg, 'train', DATASETS.build)
+    settings = cfg.model.roi_head[head]
+    settings.num_classes = 2
+    for heads in (settings, [settings, settings]):  # as in a Cascade R-CNN
+        cfg.model.roi_head[head] = heads
+        with pytest.raises(InputError, match='train data .*: 3 classes, but a head of the model '
+                                             'has num_classes=2'):
+            cli.check_built(dataset, cfg, 'train')
 
 
 @pytest.mark.parametrize(('spoil', 'said'), [
