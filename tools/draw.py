@@ -17,7 +17,7 @@ from mmengine.dataset import pseudo_collate
 from maxq_mm import cli
 from maxq_mm.utils.files import written_whole
 
-MOST_SCALE = 16
+SCALES = 0.1, 16
 
 
 def tile(images: list[np.ndarray], columns: int) -> np.ndarray:
@@ -40,8 +40,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.out.suffix not in ('.png', '.jpg', '.jpeg'):
         raise cli.InputError(f'OUT must end with .png or .jpg, got {args.out}')
-    if not 0 < args.scale <= MOST_SCALE:
-        raise cli.InputError(f'--scale must be above 0 and at most {MOST_SCALE}, got {args.scale}')
+    if not SCALES[0] <= args.scale <= SCALES[1]:
+        raise cli.InputError(f'--scale must be from {SCALES[0]} to {SCALES[1]}, got {args.scale}')
     if math.isnan(args.score):
         raise cli.InputError('--score must be a number, got nan')
     cli.check_outputs(args.out, inputs=[args.config, args.checkpoint])

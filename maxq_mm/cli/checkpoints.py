@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
@@ -47,6 +48,12 @@ def _check_parts(checkpoint: dict, path: str | Path) -> None:
                 isinstance(value, Tensor) or key.endswith('_extra_state')):  # of any type
             raise InputError(f'not a checkpoint: {path} has a {type(value).__name__} '
                              f'in place of the weight {key}')
+    hub = checkpoint.get('message_hub', {})
+    _check_mapping(hub, 'log_scalars', path, 'message_hub.')
+    for name, history in hub.get('log_scalars', {}).items():
+        if not isinstance(history, HistoryBuffer):
+            raise InputError(f'not a checkpoint: {path} has a {type(history).__name__} in place of '
+                             f'the history of {name}')
     maxq = checkpoint.get(KEY, {})
     for part in ('layers', 'raw', 'ramp'):
         if part != 'ramp' or maxq.get(part) is not None:

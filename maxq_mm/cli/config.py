@@ -61,7 +61,7 @@ def read_config(args: argparse.Namespace, *splits: str) -> Config:
         cfg = Config.fromfile(args.config)
     except Exception as error:  # a config is code and can fail in any way
         raise InputError(f'not a readable config: {args.config} ({first_line(error)})') from error
-    if 'model' not in cfg:
+    if not isinstance(cfg.get('model'), dict) or 'type' not in cfg.model:
         raise InputError(f'not the config of a detector: {args.config} defines no model')
     if args.data_root is not None:
         use_data_root(cfg, args.data_root, *splits)

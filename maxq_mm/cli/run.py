@@ -18,6 +18,8 @@ from ..utils.files import check_folder, check_writable, save_file, save_text
 # Of mmengine and mmcv, at every config that they read.
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
 USAGE_ERROR = 2
+# What mmengine says of a type that nobody registered, after its name and that of the registry.
+_NO_SUCH_TYPE = ' registry. Please check whether'
 # What a disk says, whoever writes to it.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
@@ -25,7 +27,7 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 def run(main: Callable[[], None]) -> None:
     """Run a tool: an InputError becomes one line on stderr and exit code 2.
 
-    So does a file that is not there, and a full disk. Other errors are bugs, and keep their
+    So does a file that is not there, a full disk, and a type in a config that does not exist. Other errors are bugs, and keep their
     traceback. Being terminated is an exit like others: what is half written is removed.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -33,6 +35,11 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         _fail(_message(error))
+    except KeyError as error:
+        if _NO_SUCH_TYPE not in str(error):
+            raise
+        _fail(str(error.args[0]).split(_NO_SUCH_TYPE)[0] + ' registry: is its name right, and '
+              'what defines it in custom_imports?')
     except FileNotFoundError as error:
         if error.filename is None:
             raise
@@ -86,7 +93,7 @@ def _whole(text: str, least: int) -> int:
 def check_device(name: str) -> None:
     """InputError unless torch can compute on this device."""
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()  # which 'meta' has none of
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f'--device {name}: {first_line(error)}') from error
 

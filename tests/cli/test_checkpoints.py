@@ -26,6 +26,7 @@ def read(tmp_path, **changes):
     (dict(state_dict={1: torch.zeros(1)}), 'has the key 1'),
     (dict(meta=[]), 'has a list as its meta'),
     (dict(message_hub=3), 'has a int as its message_hub'),
+    (dict(message_hub=dict(log_scalars=dict(loss=3))), 'in place of the history of loss'),
     (dict(maxq=3), 'has a int as its maxq'),
     (dict(maxq=dict(SOUND['maxq'], layers=[1])), 'has a list as its maxq.layers'),
     (dict(maxq=dict(SOUND['maxq'], layers=dict(a=3))), "no pattern for 'a' in maxq.layers"),

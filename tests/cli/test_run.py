@@ -74,6 +74,13 @@ def test_a_registry_as_it_is_here(capsys):
     assert '5:4' in line(capsys, lambda: HOOKS.build(dict(type='MaxQHook', pattern='5:4')))
 
 
+def test_types_that_do_not_exist(capsys):
+    from mmengine.registry import HOOKS
+    assert line(capsys, lambda: HOOKS.build(dict(type='MaxHook'))) == (
+        'MaxHook is not in the mmengine::hook registry: is its name right, and what defines it in '
+        'custom_imports?')
+
+
 def test_errors_of_a_dataloaders_processes(capsys):
     from torch.utils.data import DataLoader
     loader = DataLoader(Broken(), num_workers=1)
@@ -132,6 +139,6 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 def test_devices(capsys):
     cli.check_device('cpu')
-    for name in ('gpu', 'cpu:x', ''):
+    for name in ('gpu', 'cpu:x', '', 'meta'):
         with pytest.raises(InputError, match=f'--device {name}: '):
             cli.check_device(name)
