@@ -27,8 +27,9 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 def run(main: Callable[[], None]) -> None:
     """Run a tool: an InputError becomes one line on stderr and exit code 2.
 
-    So does a file that is not there, a full disk, and a type in a config that does not exist. Other errors are bugs, and keep their
-    traceback. Being terminated is an exit like others: what is half written is removed.
+    So does a file that is not there, a full disk, and a type in a config that does not exist.
+    Other errors are bugs, and keep their traceback. Being terminated is an exit like others: what
+    is half written is removed.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -162,7 +162,8 @@ def test_a_device_is_no_file(refuse, checkpoint):
 
 
 @pytest.mark.parametrize(('arguments', 'named'), [
-    (['--scale', '0.001'], '--scale'), (['--scale', 'nan'], '--scale'), (['--scale', '1e9'], '--scale'),
+    (['--scale', '0.001'], '--scale'), (['--scale', 'nan'], '--scale'),
+    (['--scale', '1e9'], '--scale'),
     (['--score', 'nan'], '--score'), (['--device', 'gpu'], '--device gpu')])
 def test_odd_arguments_of_draw(refuse, checkpoint, shapes, tmp_path, arguments, named):
     assert named in refuse('draw.py', CONFIG, checkpoint, tmp_path / 'a.png', '--data-root', shapes,
