@@ -14,9 +14,11 @@ import pytest
 import torch
 import train
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from maxq_mm import cli, sparsify
+from maxq_mm.engine.checkpoint import fold_checkpoint
 from maxq_mm.engine.compact import to_compact
 from maxq_mm.utils.errors import InputError
 from maxq_mm.utils.files import save_file
@@ -191,3 +193,21 @@ def test_a_full_disk_ends_a_training_in_one_line(shapes, tmp_path):
     assert errors == [f'error: cannot write in {tmp_path}: File too large; training stops. What '
                       f'came after {before} is lost; --resume {before} goes on from there']
     assert not list(tmp_path.glob('*epoch_1.pth*'))
+
+
+def test_deployment_needs_no_maxq_mm(checkpoint, shapes, tmp_path):
+    """The README's example: the trained config without two entries, and a folded checkpoint."""
+    cfg = Config.fromfile(ROOT / CONFIG)
+    for key in ('custom_imports', 'custom_hooks'):
+        cfg.pop(key)
+    cfg.dump(tmp_path / 'plain.py')
+    save_file(fold_checkpoint(cli.read_checkpoint(checkpoint)), tmp_path / 'folded.pth')
+    code = ("import sys; sys.modules['maxq_mm'] = None; from mmdet.apis import DetInferencer; "
+            "found = DetInferencer(*sys.argv[1:3])(sys.argv[3]); "
+            "print(sorted(found['predictions'][0]))")
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code, tmp_path / 'plain.py',
+         tmp_path / 'folded.pth', shapes / 'val/00001.png'],
+        cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "'bboxes', 'labels', 'masks', 'scores'" in done.stdout
