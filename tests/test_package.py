@@ -30,6 +30,14 @@ def test_pure_functions_need_torch_alone():
 def test_public_names():
     assert all(hasattr(maxq_mm, name) for name in maxq_mm.__all__)
     assert set(maxq_mm.__all__) == {
-        'CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRunner', 'ReseedHook',
-        'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
-        'save_compact', 'soft_mask', 'sparsify', 'to_semi_structured'}
+        'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'dense_fraction', 'fold',
+        'keep_mask', 'load_compact', 'report', 'satisfies', 'save_compact', 'soft_mask',
+        'sparsify', 'to_semi_structured'}
+
+
+def test_a_config_finds_what_is_registered_alone():
+    from mmengine.registry import HOOKS, OPTIM_WRAPPERS, RUNNERS
+    for registry, name in ((HOOKS, 'MaxQHook'), (HOOKS, 'ReseedHook'),
+                           (OPTIM_WRAPPERS, 'CPUAmpOptimWrapper'),
+                           (RUNNERS, 'WholeCheckpointRunner')):
+        assert registry.get(name).__name__ == name

@@ -11,7 +11,6 @@ decide. Images are random, too.
 import argparse
 import copy
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -26,8 +25,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from maxq_mm import CPUAmpOptimWrapper, cli, fold, soft_mask, sparsify
+from maxq_mm import cli, fold, soft_mask, sparsify
 from maxq_mm.cli.timing import alternate, machine, summarize
+from maxq_mm.engine.cpu_amp import CPUAmpOptimWrapper
 from maxq_mm.functional import native
 from maxq_mm.functional.masks import effective_weight
 from maxq_mm.functional.pattern import Pattern
@@ -67,14 +67,8 @@ def check(args: argparse.Namespace) -> None:
         raise cli.InputError(f'--device must be cpu or cuda, got {args.device}')
     if min(args.size) < 32:
         raise cli.InputError(f'--size must be at least 32 32, got {args.size[0]} {args.size[1]}')
-    if args.json is not None:  # now, not after minutes of measuring
-        with cli.writing(args.json):
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=args.json.parent).close()
-    try:
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise cli.InputError(f'--device {args.device}: {str(error).splitlines()[0]}') from error
+    cli.check_outputs(args.json, inputs=[args.config])
+    cli.check_device(args.device)
     on_cpu = torch.device(args.device).type == 'cpu'
     if on_cpu and args.what != 'masks' and args.dtype == 'float16':
         raise cli.InputError('--dtype float16 is for GPUs; on CPUs mixed precision is bfloat16')

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from matrix import SCORES
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from rich.console import Console
@@ -30,6 +30,7 @@ from maxq_mm.utils.tables import table
 
 TOOLS = Path(__file__).parent
 MIB = 2**20
+SCORES = ('bbox_mAP', 'segm_mAP')
 CPU = torch.device('cpu')
 
 
@@ -73,7 +74,7 @@ def call(tool: str, *arguments) -> None:
         raise cli.InputError(f'{tool}: {lines[-1].removeprefix("error: ")}')
 
 
-def variants(cfg: cli.Config, config: Path, network: str, checkpoint: Path, data_root: Path,
+def variants(cfg: Config, config: Path, network: str, checkpoint: Path, data_root: Path,
              args: argparse.Namespace, folder: Path) -> list[Variant]:
     """A network in mmdet, as ONNX and in int8; writes the files of the latter two."""
     content = cli.read_checkpoint(checkpoint)
@@ -99,7 +100,7 @@ def compare(given: list[str], args: argparse.Namespace) -> list[dict]:
     """The rows of one ``--set``."""
     name, config, data_root = given[0], Path(given[1]), Path(given[4])
     own = argparse.Namespace(config=config, data_root=data_root, cfg_options=None)
-    cfg = cli.read_config(own)
+    cfg = cli.read_config(own, 'train', 'test')
     cli.check_data(cfg, 'train', 'test')
     cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -147,6 +148,8 @@ def text(value: float | None) -> str:
 def main() -> None:
     args = parse_args()
     check_sets(args)
+    cli.check_outputs(args.json, inputs=[path for given in args.sets for path in given[1:4]],
+                      folders=[args.work_dir])
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     rows = [row for given in args.sets for row in compare(given, args)]

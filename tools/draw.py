@@ -4,8 +4,10 @@
 """
 
 import argparse
+import math
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -13,6 +15,9 @@ from mmdet.registry import DATASETS, VISUALIZERS
 from mmengine.dataset import pseudo_collate
 
 from maxq_mm import cli
+from maxq_mm.utils.files import written_whole
+
+SCALES = 0.1, 16
 
 
 def tile(images: list[np.ndarray], columns: int) -> np.ndarray:
@@ -35,14 +40,20 @@ def main() -> None:
     args = parser.parse_args()
     if args.out.suffix not in ('.png', '.jpg', '.jpeg'):
         raise cli.InputError(f'OUT must end with .png or .jpg, got {args.out}')
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        raise cli.InputError(f'--device {args.device}: no GPU found')
+    if not SCALES[0] <= args.scale <= SCALES[1]:
+        raise cli.InputError(f'--scale must be from {SCALES[0]} to {SCALES[1]}, got {args.scale}')
+    if math.isnan(args.score):
+        raise cli.InputError('--score must be a number, got nan')
+    cli.check_outputs(args.out, inputs=[args.config, args.checkpoint])
+    cli.check_device(args.device)
 
-    cfg = cli.read_config(args)
+    cfg = cli.read_config(args, 'test')
+    cli.check_settings(cfg, args.config, 'test_dataloader', 'visualizer')
     cli.check_data(cfg, 'test')
     checkpoint = cli.read_checkpoint(args.checkpoint)
     model = cli.load_model(cfg, checkpoint, args.checkpoint).to(args.device)
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    dataset = cli.build_dataset(cfg, 'test', DATASETS.build)
+    cli.check_classes(checkpoint, args.checkpoint, dataset)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     visualizer.dataset_meta = dataset.metainfo
 
@@ -56,8 +67,9 @@ def main() -> None:
             enlarge(instances, args.scale, large.shape[:2])
         visualizer.add_datasample('sample', large, sample, pred_score_thr=args.score)
         pairs.append(visualizer.get_image())
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    mmcv.imwrite(mmcv.rgb2bgr(tile(pairs, columns=2)), str(args.out))
+    _, content = cv2.imencode(args.out.suffix, mmcv.rgb2bgr(tile(pairs, columns=2)))
+    with cli.writing(args.out), written_whole(args.out) as file:
+        file.write(content.tobytes())
     print(f'{args.out}: {len(pairs)} images, ground truth left, detections right')
 
 

@@ -49,6 +49,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out.suffix != '.onnx':
         raise cli.InputError(f'OUT must end with .onnx, got {args.out}')
+    cli.check_outputs(args.out, inputs=[args.config, args.checkpoint])
     return args
 
 

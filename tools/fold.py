@@ -39,14 +39,18 @@ def main() -> None:
                         help='write values and indices instead of zeros; implies --strict')
     args = parser.parse_args()
 
+    cli.check_outputs(args.out, inputs=[args.checkpoint])
     checkpoint = cli.read_checkpoint(args.checkpoint)
-    cli.check_not_itself(args.out, args.checkpoint)
     try:
         folded = fold_checkpoint(checkpoint)
         patterns = layer_patterns(folded)
+        missing = [name for name in patterns
+                   if f'{name}.weight' not in folded.get('state_dict', {})]
+        if missing:
+            raise cli.InputError(f'it has no {missing[0]}.weight')
         open_layers = [name for name, pattern in patterns.items()
                        if not satisfies(folded['state_dict'][f'{name}.weight'], pattern)]
-    except (ValueError, KeyError) as error:
+    except cli.InputError as error:
         raise cli.InputError(f'{args.checkpoint}: {error}') from error
     if (args.strict or args.compact) and open_layers:
         raise cli.InputError(

@@ -35,7 +35,7 @@ def fitting_depth(checkpoint: dict) -> int | None:
     for depth in DEPTHS:
         try:
             import_classifier(checkpoint, backbone_shapes(depth))
-        except ValueError:
+        except cli.InputError:
             continue
         return depth
     return None
@@ -49,11 +49,11 @@ def main() -> None:
                         help='number of layers of the ResNet (default: 50)')
     args = parser.parse_args()
 
+    cli.check_outputs(args.out, inputs=[args.checkpoint])
     checkpoint = cli.read_checkpoint(args.checkpoint)
-    cli.check_not_itself(args.out, args.checkpoint)
     try:
         imported = import_classifier(checkpoint, backbone_shapes(args.depth))
-    except ValueError as error:
+    except cli.InputError as error:
         depth = fitting_depth(checkpoint)
         hint = '' if depth is None else f'; it fits --depth {depth}'
         reason = ' '.join(str(error).splitlines())  # names come from the file

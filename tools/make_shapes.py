@@ -20,6 +20,7 @@ CLASSES = ('disc', 'box', 'triangle')
 MIN_COLOUR_DISTANCE = 70  # of an object from the background, so that it can be seen
 MAX_TURN = np.radians(20)  # of boxes and triangles from upright
 MIN_VISIBLE = 0.6  # a shape hidden further than this is not annotated, and is not drawn
+SIZES = 16, 4096  # pixels a side
 LAYOUT = 'shapes-1'  # changes with the drawing, so that old data is drawn anew
 
 
@@ -92,10 +93,10 @@ def make(root: Path, train: int, val: int, size: int, seed: int) -> str:
     """Draw the data set into ``root`` unless it is there already; returns what was done."""
     stamp = root / 'made-with.json'
     settings = dict(layout=LAYOUT, train=train, val=val, size=size, seed=seed)
-    if stamp.is_file() and json.loads(stamp.read_text()) == settings:
+    if stamp.is_file() and stamp.read_text(errors='replace') == json.dumps(settings):
         return f'{root}: already drawn'
-    if root.is_file() or root.is_dir() and not stamp.is_file() and any(root.iterdir()):
-        raise FileExistsError(f'{root} is there already, and was not made by this tool')
+    if root.exists() and not (root.is_dir() and (stamp.is_file() or not any(root.iterdir()))):
+        raise cli.InputError(f'{root} is there already, and was not made by this tool')
     with written_folder(root) as beside:
         counts = [make_split(beside, split, images, size, seed)
                   for split, images in (('train', train), ('val', val))]
@@ -109,13 +110,14 @@ def main() -> None:
     parser.add_argument('root', type=Path, help='folder to write')
     parser.add_argument('--train', type=cli.positive, default=640, help='training images')
     parser.add_argument('--val', type=cli.positive, default=100, help='validation images')
-    parser.add_argument('--size', type=cli.positive, default=128, help='pixels a side')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--size', type=cli.positive, default=128,
+                        help=f'pixels a side, {SIZES[0]} to {SIZES[1]}')
+    parser.add_argument('--seed', type=cli.natural, default=0)
     args = parser.parse_args()
-    try:
+    if not SIZES[0] <= args.size <= SIZES[1]:
+        raise cli.InputError(f'--size must be from {SIZES[0]} to {SIZES[1]}, got {args.size}')
+    with cli.writing(args.root):
         print(make(args.root, args.train, args.val, args.size, args.seed))
-    except OSError as error:
-        raise cli.InputError(str(error)) from error
 
 
 if __name__ == '__main__':

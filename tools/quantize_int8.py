@@ -45,8 +45,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out.suffix != '.onnx':
         raise cli.InputError(f'OUT must end with .onnx, got {args.out}')
-    if args.out.exists() and args.model.exists() and args.out.samefile(args.model):
-        raise cli.InputError(f'{args.out} is the model itself: give another file to write')
+    cli.check_outputs(args.out, inputs=[args.config, args.model])
     return args
 
 
@@ -73,7 +72,7 @@ def feeds(dataset: ConcatDataset, count: int, about: Metadata) -> Iterator[dict]
 
 def main() -> None:
     args = parse_args()
-    cfg = cli.read_config(args)
+    cfg = cli.read_config(args, 'train', 'test')
     model, about = int8.read_float(args.model)
     if args.keep_float is not None:
         int8.check_names(model, args.keep_float)

@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument('--plot', type=Path, metavar='OUT', help='picture to write')
     parser.add_argument('--json', type=Path, metavar='OUT', help='also write everything here')
     args = parser.parse_args()
+    cli.check_outputs(args.json, args.plot, inputs=[args.config, args.checkpoint])
+    if args.plot is not None:
+        figure.check_kind(args.plot)
 
     cfg = cli.read_config(args)
     checkpoint = cli.read_checkpoint(args.checkpoint)

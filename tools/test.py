@@ -21,14 +21,16 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out is not None and args.out.suffix not in ('.pkl', '.pickle'):
         raise cli.InputError(f'--out must end with .pkl or .pickle, got {args.out}')
+    cli.check_outputs(args.out, inputs=[args.config, args.checkpoint], folders=[args.show_dir])
     return args
 
 
 def main() -> None:
     args = parse_args()
-    cfg = cli.prepare_run(args)
+    cfg = cli.prepare_run(args, 'test')
+    cli.check_settings(cfg, args.config, 'test_dataloader', 'test_cfg', 'test_evaluator')
     cli.check_data(cfg, 'test')
-    checkpoint = cli.read_checkpoint(args.checkpoint)
+    checkpoint = cli.read_checkpoint(args.checkpoint, mapped=True)  # mmengine reads it again
     cfg.load_from = str(args.checkpoint)
     cfg.resume = False
     if args.show_dir is not None:
@@ -36,6 +38,9 @@ def main() -> None:
             type='DetVisualizationHook', draw=True, test_out_dir=str(args.show_dir.resolve()))
     runner = cli.build_runner(cfg)
     cli.load_weights(runner.model, checkpoint, args.checkpoint)
+    cli.build_data(runner, 'test')
+    cli.check_classes(checkpoint, args.checkpoint, runner.test_dataloader.dataset)
+    del checkpoint
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
     runner.test()

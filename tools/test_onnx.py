@@ -31,7 +31,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=cli.positive,
                         help='threads of onnxruntime; as many as torch has by default')
     parser.add_argument('--json', type=Path, metavar='OUT', help='also write the metrics here')
-    return parser.parse_args()
+    args = parser.parse_args()
+    cli.check_outputs(args.json, inputs=[args.config, args.model])
+    return args
 
 
 def check_metrics(detector: OnnxDetector, cfg: Config, path: Path) -> None:
@@ -64,12 +66,8 @@ def evaluate(detector: OnnxDetector, loader: DataLoader, cfg: Config) -> dict[st
 
 def main() -> None:
     args = parse_args()
-    if args.json is not None and args.model.is_file():
-        cli.check_not_itself(args.json, args.model)
-    cfg = cli.read_config(args)
-    missing = [key for key in ('test_dataloader', 'test_evaluator') if not cfg.get(key)]
-    if missing:
-        raise cli.InputError(f'{args.config} has no {missing[0]}')
+    cfg = cli.read_config(args, 'test')
+    cli.check_settings(cfg, args.config, 'test_dataloader', 'test_evaluator')
     cli.check_data(cfg, 'test')
     detector = OnnxDetector.from_file(args.model, args.threads)
     init_default_scope(cfg.get('default_scope', 'mmdet'))

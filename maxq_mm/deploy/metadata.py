@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from ..functional.pattern import Pattern
 from ..utils.errors import InputError
 
 KEY = 'maxq_mm'
@@ -90,7 +91,31 @@ class Metadata:
             raise InputError(f'its {KEY!r} metadata is damaged') from error
         if version != VERSION or metadata.kind not in KINDS:
             raise InputError(f'its {KEY!r} metadata is not of version {VERSION}')
+        _check(metadata)
         return metadata
+
+
+def _check(about: Metadata) -> None:
+    """InputError for values that no exported file has."""
+    for name, value, sound in (
+            ('divisor', about.divisor, _whole(about.divisor)),
+            ('size', about.size, about.size is None
+             or len(about.size) == 2 and all(map(_whole, about.size))),
+            ('config', about.config, isinstance(about.config, str)),
+            ('classes', about.classes, all(isinstance(name, str) for name in about.classes)),
+            ('precision', about.precision, isinstance(about.precision, str)),
+            ('mask_threshold', about.mask_threshold,
+             about.mask_threshold is None or isinstance(about.mask_threshold, (int, float)))):
+        if not sound:
+            raise InputError(f'its {KEY!r} metadata is damaged: {name} is {value!r}')
+    for name, layer in about.layers.items():
+        Pattern.parse(layer.pattern)
+        if not isinstance(layer.initializer, str) or layer.axis not in (0, 1):
+            raise InputError(f'its {KEY!r} metadata is damaged: layer {name} is {layer}')
+
+
+def _whole(number: object) -> bool:
+    return type(number) is int and number > 0
 
 
 def read(model: onnx.ModelProto) -> Metadata | None:

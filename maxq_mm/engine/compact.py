@@ -22,7 +22,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from ..functional.compact import Packed, pack, unpack
-from ..utils.errors import InputError
+from ..utils.errors import InputError, first_line
 from ..utils.files import load_file, save_file
 from .checkpoint import fold_checkpoint, layer_patterns
 
@@ -56,10 +56,13 @@ def load_compact(path: str | Path) -> dict:
     return _from_compact(stored, path)
 
 
-def load_any(path: str | Path) -> dict:
-    """A checkpoint that may be compact, also as ``compact:PATH``; errors: :func:`load_compact`."""
+def load_any(path: str | Path, mapped: bool = False) -> dict:
+    """A checkpoint that may be compact, also as ``compact:PATH``; errors: :func:`load_compact`.
+
+    ``mapped`` as for :func:`~maxq_mm.utils.files.load_file`; a compact file is read whole.
+    """
     path = str(path).removeprefix(PREFIX)
-    stored = load_file(path)
+    stored = load_file(path, mapped)
     return _from_compact(stored, path) if KEY in stored else stored
 
 
@@ -69,7 +72,9 @@ def name_for_mmengine(path: str) -> str:
     Raises:
         InputError: a file, but not a readable checkpoint.
     """
-    return f'{PREFIX}{path}' if Path(path).is_file() and KEY in load_file(path) else path
+    if Path(path).is_file() and KEY in load_file(path, mapped=True):
+        return f'{PREFIX}{path}'
+    return path
 
 
 @CheckpointLoader.register_scheme(prefixes=PREFIX)
@@ -123,8 +128,8 @@ def _from_compact(stored: dict, path: str | Path) -> dict:
         inner = torch.load(io.BytesIO(content.numpy()), map_location='cpu', weights_only=True)
         return _unpacked(inner)
     except Exception as error:  # torch raises many kinds
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f'{path} is not a sound compact file: {reason[0]}') from error
+        raise InputError(
+            f'{path} is not a sound compact file: {first_line(error)}') from error
 
 
 def _unpacked(inner: dict) -> dict:

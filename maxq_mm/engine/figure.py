@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
@@ -82,11 +83,17 @@ def save(figure: Figure, path: str | Path) -> None:
         InputError: a kind that matplotlib does not know.
         OSError: it cannot be written.
     """
-    kind = Path(path).suffix.removeprefix('.').lower()
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise InputError(f'no picture of kind {kind!r} can be written: {path}')
+    kind = check_kind(path)
     with written_whole(path) as file:
         figure.savefig(file, format=kind, dpi=100)
+
+
+def check_kind(path: str | Path) -> str:
+    """The kind of picture that the name ends with; InputError if matplotlib does not know it."""
+    kind = Path(path).suffix.removeprefix('.').lower()
+    if kind not in FigureCanvasBase.get_supported_filetypes():
+        raise InputError(f'no picture of kind {kind!r} can be written: {path}')
+    return kind
 
 
 def _kept(axes: Axes, report: SparsityReport) -> None:
@@ -128,11 +135,11 @@ def _distribution(axes: Axes, weights: Weights) -> None:
     # All but one in a thousand: a few outliers would leave nothing to see.
     reach = float(weights.effective.abs().quantile(0.999)) if len(kept) else 0.
     reach = reach or 1.
-    span = (-reach, reach)
-    axes.hist(weights.effective[kept].numpy(), _BINS, span, label='effective, kept', alpha=0.6)
+    bins = dict(bins=_BINS, range=(-reach, reach))
+    axes.hist(weights.effective[kept].numpy(), **bins, label='effective, kept', alpha=0.6)
     if weights.raw is not None:
-        axes.hist(weights.raw[kept].numpy(), _BINS, span, label='raw, kept', histtype='step')
-        axes.hist(weights.raw[~kept].numpy(), _BINS, span, label='raw, pruned', histtype='step')
+        axes.hist(weights.raw[kept].numpy(), **bins, label='raw, kept', histtype='step')
+        axes.hist(weights.raw[~kept].numpy(), **bins, label='raw, pruned', histtype='step')
     axes.set_ylabel('weights')
     axes.legend(fontsize=7)
 
@@ -145,6 +152,6 @@ def _soft_mask(axes: Axes, weights: Weights) -> None:
         return
     kept = (weights.effective != 0) & (weights.raw != 0)
     values = weights.effective[kept] / weights.raw[kept]
-    axes.hist(values.numpy(), _BINS, (1, 3))
+    axes.hist(values.numpy(), _BINS, range=(1, 3))
     axes.set_xlabel('1 + sum of queries')
     axes.set_ylabel('weights')

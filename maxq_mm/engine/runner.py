@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..utils.errors import InputError
+from ..utils.files import replacing
 
 # mmengine's names of what writes to a disk.
 _ON_DISK = ('local', 'disk')
@@ -25,7 +26,7 @@ def _leave() -> None:
 
 
 @RUNNERS.register_module()
-class MaxQRunner(Runner):
+class WholeCheckpointRunner(Runner):
     """A Runner whose checkpoints are whole or absent, and that runs on several CPU processes.
 
     A checkpoint is written beside its place and renamed, so that a run killed meanwhile keeps the
@@ -82,14 +83,9 @@ class MaxQRunner(Runner):
         if backend not in _ON_DISK or '://' in str(out_dir):
             super().save_checkpoint(out_dir, filename, file_client_args, *args, **kwargs)
             return
-        path = Path(out_dir, filename)
-        beside = path.with_name(f'.{path.name}.part')
-        try:
+        with replacing(Path(out_dir, filename)) as beside:
             super().save_checkpoint(str(beside.parent), beside.name, file_client_args, *args,
                                     **kwargs)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 class _AverageBuffers(Hook):

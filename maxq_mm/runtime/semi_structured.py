@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..functional.masks import satisfies
 from ..nn.layers import MaxQConv2d, MaxQLayer, MaxQLinear
 from ..nn.types import sparse_type
-from ..utils.errors import InputError
+from ..utils.errors import InputError, first_line
 from ..utils.tables import table
 from .cusparselt import DTYPES, check_gpu, least_shape, milliseconds
 from .packed_layers import PACKED_TYPES, packed, turn
@@ -203,7 +203,7 @@ class _Trial:
             self.times[kind] = self.milliseconds((lambda: module.forward(x),
                                                   lambda: self.packed.forward(x)))
         except (RuntimeError, NotImplementedError) as error:  # of the kernels
-            self.failure = f'the sparse kernel fails: {str(error).splitlines()[0]}'
+            self.failure = f'the sparse kernel fails: {first_line(error)}'
 
     def verdict(self) -> tuple:
         """Used, why, dense and sparse ms."""

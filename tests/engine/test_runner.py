@@ -1,4 +1,4 @@
-"""What MaxQRunner adds: several CPU processes, and checkpoints that are whole or absent."""
+"""What our Runner adds: several CPU processes, and checkpoints that are whole or absent."""
 
 import os
 import subprocess
@@ -9,7 +9,8 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from maxq_mm import MaxQRunner, satisfies
+from maxq_mm import satisfies
+from maxq_mm.engine.runner import WholeCheckpointRunner
 from maxq_mm.utils.files import load_file
 
 from .runs import make_runner
@@ -72,12 +73,12 @@ def test_two_processes_resume(two_processes, tmp_path):
 def test_other_launchers_need_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv('SLURM_PROCID', '0')
     with pytest.raises(ValueError, match="launcher='slurm' needs GPUs"):
-        make_runner(tmp_path, [], runner_type=MaxQRunner, launcher='slurm')
+        make_runner(tmp_path, [], runner_type=WholeCheckpointRunner, launcher='slurm')
 
 
 def test_the_usual_runner_gives_the_same(tmp_path):
     states = []
-    for kind in (Runner, MaxQRunner):
+    for kind in (Runner, WholeCheckpointRunner):
         runner = make_runner(tmp_path / kind.__name__,
                              model=model(), **{**SETTINGS, 'runner_type': kind})
         runner.train()
@@ -110,7 +111,7 @@ def test_a_failed_save_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatc
 def test_what_checkpoint_hooks_ask_for(tmp_path, saving):
     (tmp_path / 'sub').mkdir()
     files = []
-    for kind in (Runner, MaxQRunner):
+    for kind in (Runner, WholeCheckpointRunner):
         work_dir = tmp_path / kind.__name__
         (work_dir / 'sub').mkdir(parents=True)
         make_runner(work_dir, model=model(), saving=dict(type='CheckpointHook', **saving),

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from mmengine.dist import get_rank
 
-from maxq_mm import MaxQRunner
+from maxq_mm.engine.runner import WholeCheckpointRunner
 
 from .runs import Classifier, make_runner
 
 SETTINGS = dict(
     hooks=[dict(type='MaxQHook', pattern='2:4', decay=0.05,
                 ramp=dict(type='linear', begin=0, end=3))],
-    runner_type=MaxQRunner)
+    runner_type=WholeCheckpointRunner)
 
 
 def model(norm_eval: bool = True) -> Classifier:

@@ -5,6 +5,8 @@ import make_shapes
 import pytest
 from pycocotools.coco import COCO
 
+from maxq_mm.utils.errors import InputError
+
 
 def test_same_seed_same_files(tmp_path):
     for name in 'ab':
@@ -49,6 +51,6 @@ def test_draws_anew_only_when_asked_for_something_else(tmp_path):
 
 def test_never_replaces_what_it_did_not_make(tmp_path):
     (tmp_path / 'thesis.txt').write_text('x')
-    with pytest.raises(FileExistsError, match='there already'):
+    with pytest.raises(InputError, match='there already'):
         make_shapes.make(tmp_path, train=1, val=1, size=64, seed=0)
     assert (tmp_path / 'thesis.txt').read_text() == 'x'

@@ -102,7 +102,7 @@ def test_refused_files(refuse, config, exported, quantized, tmp_path):
     assert 'does not fit into the file' in refuse(
         'quantize_int8.py', config, tmp_path / 'small.onnx', out, '--calib-images', '2')
     assert 'OUT must end with .onnx' in refuse('quantize_int8.py', config, exported, 'a.pth')
-    assert 'is the model itself' in refuse('quantize_int8.py', config, exported, exported)
+    assert 'is the input itself' in refuse('quantize_int8.py', config, exported, exported)
     assert not out.parent.exists()
 
 
