@@ -15,6 +15,7 @@ from maxq_mm.deploy.onnx_detector import OnnxDetector
 from maxq_mm.utils.errors import InputError
 
 from . import small
+from .conftest import CONFIGS
 
 
 def exported(model, patterns, precision, **fields) -> onnx.ModelProto:
@@ -31,12 +32,23 @@ def verified(model, file, precision, shapes=((40, 90), ), **fields) -> verify.Ve
     return verifier
 
 
-@pytest.mark.parametrize('precision', ['float32', 'float16'])
-def test_sound_files(detector, precision):
+@pytest.fixture(scope='module', params=['float32', 'float16'])
+def precision(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope='module')
+def files(built, precision) -> dict[str, onnx.ModelProto]:
+    """A file for any size by detector; tests leave them as they are."""
+    return {name: exported(*found, precision, size=None) for name, found in built.items()}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_sound_files(built, files, name, precision):
     """The sizes of a file for any size have nothing in common with that of its trace."""
-    model, patterns = detector
-    file = exported(model, patterns, precision, size=None)
-    found = verified(model, file, precision, ((64, 64), (200, 130), (32, 32)), size=None).worst
+    model, _ = built[name]
+    found = verified(model, files[name], precision, ((64, 64), (200, 130), (32, 32)),
+                     size=None).worst
     stages = [verify.FEATURES, verify.RPN, verify.PROPOSALS, verify.BOX_HEAD, verify.REFINED,
               verify.DETECTIONS, verify.MASK_HEAD, verify.MASKS]
     if not isinstance(model.roi_head.bbox_head, nn.ModuleList):
@@ -56,7 +68,7 @@ def last(module):
     return detectors.as_list(module)[-1]
 
 
-# What is wrong with the model that is exported in place of another, and the stage that tells.
+# In what another model differs, whose file is then a wrong one, and the stage that tells.
 WRONG = {
     'no normalisation': (verify.FEATURES, lambda m: setattr(
         m.data_preprocessor, '_enable_normalize', False)),
@@ -92,34 +104,29 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize('precision', ['float32', 'float16'])
 @pytest.mark.parametrize('wrong', WRONG)
-def test_wrong_files(mask_rcnn, wrong, precision):
-    model, patterns = mask_rcnn
-    stage, spoil = WRONG[wrong]
-    other = copy.deepcopy(model)
-    spoil(other)
+def test_wrong_files(built, files, wrong, precision):
+    stage, change = WRONG[wrong]
+    other = copy.deepcopy(built['Mask R-CNN'][0])
+    change(other)
     with pytest.raises(InputError, match=f'disagree in the stage {stage!r}') as error:
-        verified(model, exported(other, patterns, precision), precision)
+        verified(other, files['Mask R-CNN'], precision, size=None)
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('precision', ['float32', 'float16'])
-@pytest.mark.parametrize(('stage', 'spoil'), [
+@pytest.mark.parametrize(('stage', 'change'), [
     (verify.BOX_HEAD, lambda head: swap(head.bbox_head[0].fc_cls)),
     (verify.REFINED, lambda head: setattr(head.bbox_head[0].bbox_coder, 'stds', (0.1, ) * 4)),
     (verify.MASK_HEAD, lambda head: swap(head.mask_head[0].conv_logits))])
-def test_a_wrong_stage_of_a_cascade(built, stage, spoil, precision):
-    model, patterns = built['Cascade R-CNN']
-    other = copy.deepcopy(model)
-    spoil(other.roi_head)
+def test_a_wrong_stage_of_a_cascade(built, files, stage, change, precision):
+    other = copy.deepcopy(built['Cascade R-CNN'][0])
+    change(other.roi_head)
     with pytest.raises(InputError, match=f'disagree in the stage {stage!r}'):
-        verified(model, exported(other, patterns, precision), precision)
+        verified(other, files['Cascade R-CNN'], precision, size=None)
 
 
-@pytest.mark.parametrize('precision', ['float32', 'float16'])
-def test_masks_of_another_class(mask_rcnn, precision, monkeypatch):
-    model, patterns = mask_rcnn
+def test_masks_of_another_class(built, precision, monkeypatch):
+    model, patterns = built['Mask R-CNN']
     masks = detectors._masks
     monkeypatch.setattr(detectors, '_masks', lambda head, maps, boxes, labels: masks(
         head, maps, boxes, (labels + 1) % 3))
@@ -141,10 +148,11 @@ def shaken(file: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     return file
 
 
-def test_another_machines_rounding(mask_rcnn):
+@pytest.mark.parametrize('precision', ['float16'], scope='module', indirect=True)
+def test_another_machines_rounding(built, files, precision):
     """Other proposals survive, and so other detections; the file is as sound as before."""
-    model, patterns = mask_rcnn
-    file, about = exported(model, patterns, 'float16'), small.about(precision='float16')
+    model, _ = built['Mask R-CNN']
+    file, about = files['Mask R-CNN'], small.about(precision='float16', size=None)
     alone = 0
     for seed in range(3):
         other = shaken(file, seed)
@@ -153,25 +161,21 @@ def test_another_machines_rounding(mask_rcnn):
             data = small.batch(small.noise(*shape))
             found = runtime.test_step(data)[0].pred_instances
             alone += compare(reference.predict(model, data, about), found).alone
-        verified(model, other, 'float16', (small.SIZE, (40, 90)))
+        verified(model, other, precision, (small.SIZE, (40, 90)), size=None)
     assert alone > 0
 
 
-def test_feature_maps(mask_rcnn):
-    model, patterns = mask_rcnn
+def test_feature_maps(built, precision):
+    model, patterns = built['Mask R-CNN']
     other = copy.deepcopy(model)
     other.neck.fpn_convs[0].conv.bias.data += 1
-    for precision in ('float32', 'float16'):
-        file = exported(model, patterns, precision, kind='features')
-        found = verified(model, file, precision, kind='features')
-        assert list(found.worst) == [verify.FEATURES]
-        with pytest.raises(InputError, match='features_0 differs by'):
-            verified(other, file, precision, kind='features')
-        about = small.about(kind='features', precision=precision)
-        maps = {name: torch.full_like(map_, torch.nan) for name, map_ in reference.features(
-            model, small.batch(small.noise()), about).items()}
-        with pytest.raises(InputError, match='features_0 differs by nan'):
-            found._check_features(maps, maps)
+    file = exported(model, patterns, precision, kind='features')
+    assert list(verified(model, file, precision, kind='features').worst) == [verify.FEATURES]
+    with pytest.raises(InputError, match='features_0 differs by'):
+        verified(other, file, precision, kind='features')
+    other.neck.fpn_convs[0].conv.bias.data += torch.nan
+    with pytest.raises(InputError, match='features_0 differs by nan'):
+        verified(other, file, precision, kind='features')
 
 
 def test_rounding_grows_with_depth_and_with_the_sums():
