@@ -3,8 +3,9 @@
     python tools/export_onnx.py CONFIG CHECKPOINT OUT.onnx [--size H W | --dynamic] [--fp16]
                                 [--features]
 
-OUT is written only if onnxruntime finds in it what mmdet finds with the checkpoint, on images of
-the val set (or a random one where that is not there), and if every N:M zero is one in the file.
+OUT is written only if each of its stages (feature maps, heads, suppression, masks) computes in
+onnxruntime what it computes in mmdet with the checkpoint, but for rounding, on images of the val
+set (or a random one where that is not there), and if every N:M zero is one in the file.
 """
 
 import argparse
@@ -16,13 +17,16 @@ from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from onnx import ModelProto
 from rich.console import Console
 from rich.progress import track
 from torch import nn
 
 from maxq_mm import cli
-from maxq_mm.deploy import export, onnx_detector, support, verify
+from maxq_mm.deploy import export, reference, support, verify
+from maxq_mm.deploy.agreement import Agreement, compare
 from maxq_mm.deploy.metadata import Metadata
+from maxq_mm.deploy.onnx_detector import OnnxDetector
 from maxq_mm.engine.checkpoint import layer_patterns
 from maxq_mm.utils.files import written_whole
 
@@ -45,7 +49,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--features', action='store_true',
                         help='backbone and neck only, of any detector')
     parser.add_argument('--verify-images', type=cli.positive, default=5, metavar='N',
-                        help='how many images mmdet and onnxruntime must agree on (default: 5)')
+                        help='how many images mmdet and onnxruntime are compared on (default: 5)')
     args = parser.parse_args()
     if args.out.suffix != '.onnx':
         raise cli.InputError(f'OUT must end with .onnx, got {args.out}')
@@ -138,30 +142,26 @@ def batch(image: torch.Tensor, sample: DetDataSample) -> dict:
     return pseudo_collate([dict(inputs=image, data_samples=sample)])
 
 
-def compare(model: nn.Module, content: bytes, about: Metadata, batches: list[dict]) -> str:
-    """What differs between mmdet and the file, in one line.
+def verified(model: nn.Module, file: ModelProto, about: Metadata, batches: list[dict]) -> str:
+    """What differs between mmdet and the file, stage by stage and as a whole, in some lines.
 
     Raises:
-        ValueError: more than rounding explains.
+        InputError: a stage differs by more than rounding explains.
     """
-    limits = verify.TOLERANCES[about.precision]
-    shown = track(batches, 'mmdet and onnxruntime', console=Console(stderr=True), transient=True)
-    if about.kind == 'features':
-        session = onnx_detector.make_session(content)
-        worst = max(verify.feature_difference(
-            verify.feature_maps(model, data, about),
-            session.run(None, onnx_detector.feeds(data['inputs'][0], about))) for data in shown)
-        verify.check_features(worst, limits)
-        return f'{len(batches)} image(s): feature maps within {worst:.1e} of their largest value'
-    detector = onnx_detector.OnnxDetector(content, about)
-    total = verify.Differences()
-    for data in shown:
-        expected = verify.predict(model, data, about)
-        found = detector.test_step(data)[0].pred_instances
-        total.add(verify.compare(expected, found, limits, model.roi_head.test_cfg))
-    total.check(limits)
-    weak = '' if total.pairs else ' (as nothing is detected there, this says little)'
-    return f'{len(batches)} image(s): {total}{weak}'
+    verifier = verify.Verifier(model, file, about)
+    whole, agreement = about.kind == 'detector', Agreement()
+    detector = OnnxDetector(file.SerializeToString(), about) if whole else None
+    for data in track(batches, 'mmdet and onnxruntime', console=Console(stderr=True),
+                      transient=True):
+        verifier.check(data)
+        if whole:
+            agreement.add(compare(reference.predict(model, data, about),
+                                  detector.test_step(data)[0].pred_instances))
+    lines = [f'{len(batches)} image(s), stages fed alike, largest difference and what rounding '
+             'explains, of the range of values:',
+             *(f'  {stage:<15} {worst:.1e} of {limit:.1e}'
+               for stage, (worst, limit) in verifier.worst.items())]
+    return '\n'.join([*lines, *[f'as a whole: {agreement}'] * whole])
 
 
 def main() -> None:
@@ -178,7 +178,7 @@ def main() -> None:
     file = export.to_onnx(export.prepared(model, patterns, half=args.fp16), about, patterns,
                           about.size or about.canvas(*SOME_SIZE))
     content = file.SerializeToString()
-    print(compare(model, content, about, batches), flush=True)
+    print(verified(model, file, about, batches), flush=True)
     print(export.check_zeros(file, model.state_dict(), patterns))
     with cli.writing(args.out), written_whole(args.out) as out:
         out.write(content)

@@ -4,13 +4,14 @@ Weights keep their state-dict keys as initializer names. Inputs: ``image`` ``(1,
 float32, as mmdet's pipeline gives it (0 to 255, before the data preprocessor, whose work is in the
 graph), padded at the right and at the bottom with anything; ``image_size`` ``(2, )``, int64, height
 and width without the padding. Outputs: those of :func:`.detectors.detect`, by name, or of
-:func:`.detectors.features` as ``features_0``, ``features_1``, ...
+:func:`.detectors.features` as ``features_0``, ``features_1``, ... What stands between a detector's
+stages bears the names of :func:`.detectors.stages` in the graph, without being its outputs.
 """
 
 import copy
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -29,7 +30,6 @@ from .metadata import Metadata, SparseLayer
 
 OPSET = 17
 INPUTS = ('image', 'image_size')
-OUTPUTS = ('labels', 'boxes', 'scores', 'masks')
 _STANDARD_DOMAINS = ('', 'ai.onnx')
 # In the name of a weight that torch has computed from a module's.
 _TORCHS_OWN = '::'
@@ -79,6 +79,7 @@ def to_onnx(model: nn.Module, about: Metadata, patterns: Mapping[str, str],
     """
     found = onnx.load_from_string(_trace(model, about, trace_size))
     _name_shared(found.graph)
+    _hide_stages(found.graph, about.kind)
     foreign = sorted({f'{node.domain}::{node.op_type}' for node in found.graph.node
                       if node.domain not in _STANDARD_DOMAINS})
     if foreign:
@@ -104,10 +105,9 @@ def to_onnx(model: nn.Module, about: Metadata, patterns: Mapping[str, str],
 
 def _trace(model: nn.Module, about: Metadata, size: tuple[int, int]) -> bytes:
     image, image_size = torch.rand(1, 3, *size) * 255, torch.tensor(size)
-    whole = about.kind == 'detector'
-    graph = (partial(detectors.detect, dynamic=about.size is None) if whole
+    dynamic = about.size is None
+    graph = (partial(detectors.stages, dynamic=dynamic) if about.kind == 'detector'
              else detectors.features)
-    sides = {2: 'height', 3: 'width'} if about.size is None else {}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the tracer, about shapes that are fixed
         try:
@@ -115,23 +115,38 @@ def _trace(model: nn.Module, about: Metadata, size: tuple[int, int]) -> bytes:
         except RuntimeError as error:
             raise InputError(f'{type(model).__name__} cannot run on an image of {size[0]} x '
                              f'{size[1]} ({first_line(error)})') from error
-        names = OUTPUTS[:len(outputs)] if whole else [
-            f'features_{level}' for level in range(len(outputs))]
-        axes = {'image': sides} | {name: {0: 'detections'} if whole else {
-            axis: f'{side}_{name}' for axis, side in sides.items()} for name in names}
         buffer = io.BytesIO()
         # A plain function of two arguments: torch fills in any further ones by their defaults.
-        model.forward = lambda image, image_size: graph(model, image, image_size)
+        model.forward = lambda image, image_size: tuple(graph(model, image, image_size).values())
         try:
             torch.onnx.export(
                 model, (image, image_size), buffer, dynamo=False, opset_version=OPSET,
-                input_names=list(INPUTS), output_names=list(names), dynamic_axes=axes)
+                input_names=list(INPUTS), output_names=list(outputs),
+                dynamic_axes=_axes(outputs, dynamic))
         except Exception as error:  # torch raises many kinds
             raise InputError(f'torch cannot export this {type(model).__name__}: '
                              f'{first_line(error)}') from error
         finally:
             del model.forward
     return buffer.getvalue()
+
+
+def _axes(outputs: Iterable[str], dynamic: bool) -> dict[str, dict[int, str]]:
+    """Names of the axes that differ from image to image, by input and output."""
+    axes = {name: {0: 'detections'} for name in detectors.OUTPUTS if name in outputs}
+    if dynamic:
+        axes['image'] = {2: 'height', 3: 'width'}
+        axes |= {name: {2: f'height_{name}', 3: f'width_{name}'} for name in outputs
+                 if name.startswith('features_')}
+    return axes
+
+
+def _hide_stages(graph: onnx.GraphProto, kind: str) -> None:
+    """Leave the outputs that a file of this ``kind`` has; the others keep their names."""
+    if kind == 'detector':
+        wanted = [output for output in graph.output if output.name in detectors.OUTPUTS]
+        del graph.output[:]
+        graph.output.extend(wanted)
 
 
 def _name_shared(graph: onnx.GraphProto) -> None:

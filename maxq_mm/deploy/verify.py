@@ -1,174 +1,184 @@
-"""Whether an exported file and mmdet say the same of an image.
+"""Whether an exported file computes what mmdet computes, stage by stage.
 
-Detections are pairs of the same label with the nearest boxes. One without a partner is tolerated
-where a difference in rounding decides whether it is there at all: at the score threshold, at the
-last of ``max_per_img``, or at the overlap from which non-maximum suppression removes a box.
+Each stage of the file is fed with what mmdet's is fed with and held to it value by value: feature
+maps, the RPN's outputs, the heads' of the same regions, scores, boxes and masks decoded from the
+same outputs. What suppression keeps is held to its definition (:mod:`.suppression`). So a stage may
+differ by its own rounding alone, and no decision that rounding could turn comes between.
 
-Shapes: k detections; image ``(3, h, w)``.
+How much that is: a result is rounded to the file's precision, with a relative error of ``eps``, and
+a sum of n products in float32 by about ``sqrt(n)`` roundings. Those of d layers, one after another,
+are independent of each other: together they grow with ``sqrt(d)``. Four times that is allowed, of
+the largest value. What a wrong file computes differs by about that value itself.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from math import sqrt
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from mmdet.structures.bbox import bbox_overlaps
-from mmengine.structures import InstanceData
+from onnx import ModelProto
 from torch import Tensor, nn
 
 from ..utils.errors import InputError
+from . import onnx_detector
+from .detectors import as_list
 from .metadata import Metadata
+from .reference import Reference, features
+from .staged import StagedFile
+from .suppression import check_best, check_kept
+
+_EPS = {name: torch.finfo(getattr(torch, name)).eps for name in ('float32', 'float16')}
+_SAFETY = 4
+# Decoding and the like: some dozen operations in float32, on numbers up to about 1.
+_DECODED = 64 * _EPS['float32']
+FEATURES, RPN, PROPOSALS, BOX_HEAD = 'feature maps', 'RPN', 'proposals', 'box head'
+REFINED, DETECTIONS, MASK_HEAD, MASKS = 'refined regions', 'detections', 'mask head', 'masks'
 
 
-class Tolerance(NamedTuple):
-    """How far apart may be: boxes (pixels), scores, masks (share of the pixels of all), overlaps at
-    the threshold of suppression, feature maps (share of the largest value).
+def rounding(parts: Iterable[nn.Module], precision: str) -> float:
+    """How much of their largest value the results of ``parts``, in ``precision``, may differ."""
+    weights = [weight for part in parts for weight in part.parameters() if weight.dim() > 1]
+    terms = max((weight[0].numel() for weight in weights), default=1)
+    own = _EPS[precision] + _EPS['float32'] * sqrt(terms)
+    return _SAFETY * sqrt(len(weights) + 1) * own  # 1: what they take is rounded, too
 
-    ``share`` of the detections may lack a partner without a reason: a proposal was another one.
+
+class Verifier:
+    """Holds ``file``, an export of ``model``, to it; ``worst`` has the largest difference of each
+    stage so far, and how much is allowed: of the largest value, or of the image's longer side.
+
+    Raises:
+        InputError: onnxruntime cannot run the file.
     """
 
-    box: float
-    score: float
-    mask: float
-    overlap: float
-    features: float
-    share: float
+    def __init__(self, model: nn.Module, file: ModelProto, about: Metadata) -> None:
+        self.model, self.about = model, about
+        self.file = StagedFile(file)
+        self.worst: dict[str, tuple[float, float]] = {}
 
+    def check(self, data: dict) -> None:
+        """Compare on ``data``, a batch of one image.
 
-TOLERANCES = {'float32': Tolerance(0.05, 1e-3, 1e-2, 1e-3, 1e-4, 0.01),
-              'float16': Tolerance(0.5, 2e-2, 5e-2, 2e-2, 2e-2, 0.05)}
-
-
-@dataclass
-class Differences:
-    """``pairs`` of detections with their largest differences; ``borderline`` and ``unexplained``
-    ones without a partner. ``mask_pixels``: how many are in one mask of a pair only, of how many.
-    """
-
-    pairs: int = 0
-    box: float = 0.
-    score: float = 0.
-    mask_pixels: tuple[int, int] = (0, 0)
-    borderline: int = 0
-    unexplained: int = 0
-
-    @property
-    def mask(self) -> float:
-        return self.mask_pixels[0] / max(self.mask_pixels[1], 1)
-
-    def add(self, other: 'Differences') -> None:
-        """Take in those of another image."""
-        self.box, self.score = max(self.box, other.box), max(self.score, other.score)
-        self.mask_pixels = tuple(map(sum, zip(self.mask_pixels, other.mask_pixels, strict=True)))
-        for name in ('pairs', 'borderline', 'unexplained'):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-    def __str__(self) -> str:
-        alone = self.borderline + self.unexplained
-        masks = f', masks equal but for {self.mask:.2%} of their pixels' * bool(self.mask_pixels[1])
-        return (f'{self.pairs} detections in both, boxes within {self.box:.1e} px, scores within '
-                f'{self.score:.1e}{masks}; in one only: {alone}')
-
-    def check(self, limits: Tolerance) -> None:
-        """Raises InputError if more differs than rounding explains."""
-        total = self.pairs + self.unexplained + self.borderline
-        if self.unexplained > limits.share * total:
-            raise InputError(
-                f'onnxruntime and mmdet disagree: {self.unexplained} of {total} detections have '
-                f'no partner within {limits.box} px and {limits.score} of score')
-        if self.borderline > max(2, total / 10):
-            raise InputError(f'onnxruntime and mmdet find {self.borderline} of {total} detections '
-                             'that the other does not, of equal scores or at thresholds')
-        if self.mask > limits.mask:
-            raise InputError(f'onnxruntime and mmdet disagree in {self.mask:.2%} of the pixels of '
-                             f'masks, more than {limits.mask:.2%}')
-
-
-@torch.no_grad()
-def predict(model: nn.Module, data: dict, about: Metadata) -> InstanceData:
-    """mmdet's own detections in a batch of one image, padded to what the file takes."""
-    data = model.data_preprocessor(copy.deepcopy(data))
-    sample = data['data_samples'][0]
-    inputs = _padded(model, data['inputs'], about.canvas(*sample.img_shape))
-    sample.set_metainfo(dict(batch_input_shape=tuple(inputs.shape[-2:]),
-                             pad_shape=tuple(inputs.shape[-2:])))
-    return model.predict(inputs, [sample])[0].pred_instances
-
-
-@torch.no_grad()
-def feature_maps(model: nn.Module, data: dict, about: Metadata) -> tuple[Tensor, ...]:
-    """mmdet's own feature maps of a batch of one image, padded to what the file takes."""
-    inputs = model.data_preprocessor(copy.deepcopy(data))['inputs']
-    maps = model.extract_feat(_padded(model, inputs, about.canvas(*data['inputs'][0].shape[-2:])))
-    return tuple(maps) if isinstance(maps, (tuple, list)) else (maps, )
-
-
-def _padded(model: nn.Module, inputs: Tensor, size: tuple[int, int]) -> Tensor:
-    height, width = inputs.shape[-2:]
-    return F.pad(inputs, (0, size[1] - width, 0, size[0] - height),
-                 value=model.data_preprocessor.pad_value)
-
-
-def check_features(difference: float, limits: Tolerance) -> None:
-    """Raises InputError if more differs than rounding explains; nan does."""
-    if not difference <= limits.features:
-        raise InputError(f'onnxruntime and mmdet disagree: feature maps differ by {difference:.1e} '
-                         f'of their largest value, more than {limits.features:.1e}')
-
-
-def feature_difference(expected: Sequence[Tensor], found: Sequence[np.ndarray]) -> float:
-    """The largest difference of two sets of maps, relative to the largest value of each level."""
-    return max(((a - torch.from_numpy(b)).abs().max() / a.abs().max().clamp(min=1e-12)).item()
-               for a, b in zip(expected, found, strict=True))
-
-
-def compare(expected: InstanceData, found: InstanceData, limits: Tolerance,
-            test_cfg: dict) -> Differences:
-    """Compare detections of one image; ``test_cfg`` is that of the RoI head."""
-    pairs = torch.tensor(list(_pairs(expected, found, limits)), dtype=torch.long).reshape(-1, 2)
-    reasons = [_is_borderline(own, other, index, limits, test_cfg)
-               for own, other, taken in ((expected, found, pairs[:, 0]),
-                                         (found, expected, pairs[:, 1]))
-               for index in set(range(len(own))).difference(taken.tolist())]
-    a, b = expected[pairs[:, 0]], found[pairs[:, 1]]
-    masks = (0, 0)
-    if 'masks' in expected:
-        masks = int((a.masks ^ b.masks).sum()), int((a.masks | b.masks).sum())
-    return Differences(len(pairs), _largest(a.bboxes - b.bboxes), _largest(a.scores - b.scores),
-                       masks, sum(reasons), len(reasons) - sum(reasons))
-
-
-def _largest(difference: Tensor) -> float:
-    return difference.abs().max().item() if difference.numel() else 0.
-
-
-def _pairs(expected: InstanceData, found: InstanceData,
-           limits: Tolerance) -> Iterator[tuple[int, int]]:
-    """Indices of what belongs together, nearest boxes first."""
-    distance = torch.cdist(expected.bboxes, found.bboxes, p=torch.inf)
-    distance[expected.labels[:, None] != found.labels] = torch.inf
-    distance[(expected.scores[:, None] - found.scores).abs() > limits.score] = torch.inf
-    for _ in range(min(distance.shape)):
-        nearest = int(distance.argmin())
-        a, b = divmod(nearest, distance.shape[1])
-        if distance[a, b] > limits.box:
+        Raises:
+            InputError: more differs than rounding explains; names the stage.
+        """
+        inputs = onnx_detector.feeds(data['inputs'][0], self.about)
+        if self.about.kind == 'features':
+            found = self.file.run(inputs, {})
+            self._check_features(features(self.model, data, self.about), found)
             return
-        yield a, b
-        distance[a], distance[:, b] = torch.inf, torch.inf
+        reference = Reference(self.model, data, self.about)
+        found = self.file.run(inputs, {name: reference.given[name] for name in self.file.given})
+        self._check_features(reference.features, found)
+        self._check_rpn(reference, found)
+        self._check_boxes(reference, found)
+        if reference.mask_outputs:
+            self._check_masks(reference, found)
+
+    def _check_features(self, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+        model = self.model
+        parts = [model.backbone, *([model.neck] if model.with_neck else [])]
+        for name, map_ in expected.items():
+            self._compare(FEATURES, name, map_, found[name], rounding(parts, self.about.precision))
+
+    def _check_rpn(self, reference: Reference, found: dict[str, Tensor]) -> None:
+        limit = rounding([reference.rpn], self.about.precision)
+        for kind, maps in zip(('rpn_logits', 'rpn_deltas'), reference.rpn_maps, strict=True):
+            # The levels share the layers, and some are too small to have a largest value.
+            self._compare(RPN, kind, _flat(maps), _flat(
+                found[f'{kind}_{level}'] for level in range(len(maps))), limit)
+
+        cfg, kept = reference.rpn.test_cfg, []
+        most, smallest = cfg.get('nms_pre', -1), cfg.get('min_bbox_size', -1)
+        for level, (scores, boxes) in enumerate(reference.anchors()):
+            index, own_scores, own_boxes, own_kept = (
+                found[f'rpn_{kind}_{level}'] for kind in ('index', 'scores', 'boxes', 'kept'))
+            name = f'rpn_index_{level}'
+            if len(index.unique()) != (min(most, len(scores)) if most > 0 else len(scores)):
+                raise _wrong(PROPOSALS, f'{name} has {len(index.unique())} of {len(scores)} '
+                             f'anchors, where nms_pre is {most}')
+            rest = torch.ones(len(scores), dtype=torch.bool)
+            rest[index] = False
+            if rest.any() and scores[rest].max() > scores[index].min() + _DECODED:
+                raise _wrong(PROPOSALS, f'{name} has not the best anchors')
+            self._compare(PROPOSALS, f'rpn_boxes_{level}', boxes[index], own_boxes,
+                          _DECODED, self._side(reference))
+            large = (own_boxes[:, 2:] - own_boxes[:, :2] > smallest).all(dim=1) | (smallest < 0)
+            self._compare(PROPOSALS, f'rpn_scores_{level}',
+                          torch.where(large, scores[index], -1.), own_scores, _DECODED, 1.)
+            self._held(PROPOSALS, check_kept, own_boxes, own_scores, own_kept, cfg.max_per_img,
+                       cfg.nms.iou_threshold, 0.)
+            kept.append((own_boxes[own_kept], own_scores[own_kept]))
+        self._held(PROPOSALS, check_best, found['regions_0'],
+                   *(torch.cat(part) for part in zip(*kept, strict=True)), cfg.max_per_img)
+
+    def _check_boxes(self, reference: Reference, found: dict[str, Tensor]) -> None:
+        head, side = reference.head, self._side(reference)
+        limit = rounding([*reference.stages, *_shared(head)], self.about.precision)
+        for name, value in reference.box_outputs.items():
+            self._compare(BOX_HEAD, name, value, found[name], limit)
+        for name, value in reference.refined().items():
+            self._compare(REFINED, name, value, found[name], _DECODED, side)
+        scores, boxes = reference.candidates()
+        self._compare(DETECTIONS, 'class_scores', scores, found['class_scores'], _DECODED, 1.)
+        self._compare(DETECTIONS, 'class_boxes', boxes, found['class_boxes'], _DECODED, side)
+
+        cfg, (labels, regions) = head.test_cfg, (found['kept_labels'], found['kept_regions'])
+        scores, boxes = found['class_scores'], found['class_boxes']
+        most = cfg.max_per_img if cfg.max_per_img > 0 else scores.numel()
+        for label in range(len(scores)):
+            self._held(DETECTIONS, check_kept, boxes[label], scores[label],
+                       regions[labels == label], most, cfg.nms.iou_threshold, cfg.score_thr)
+        self._held(DETECTIONS, check_best, _rows(found['labels'], found['boxes'], found['scores']),
+                   _rows(labels, boxes[labels, regions], scores[labels, regions]),
+                   scores[labels, regions], most)
+
+    def _check_masks(self, reference: Reference, found: dict[str, Tensor]) -> None:
+        head = reference.head
+        limit = rounding([*as_list(head.mask_head), *_shared(head)], self.about.precision)
+        for name, value in reference.mask_outputs.items():
+            self._compare(MASK_HEAD, name, value, found[name], limit)
+        self._compare(MASKS, 'masks', reference.masks(), found['masks'], _DECODED, 1.)
+
+    def _compare(self, stage: str, name: str, expected: Tensor, found: Tensor, limit: float,
+                 largest: float | None = None) -> None:
+        """Differences of at most ``limit`` times ``largest``, by default of what is expected."""
+        if expected.shape != found.shape:
+            raise _wrong(stage, f'{name} is {list(found.shape)} there, not {list(expected.shape)}')
+        if not expected.numel():
+            return
+        if largest is None:
+            largest = max(expected.abs().max().item(), torch.finfo(torch.float32).tiny)
+        difference = (expected - found).abs().max().item() / largest
+        worst, _ = self.worst.get(stage, (0., limit))
+        self.worst[stage] = max(worst, difference), limit
+        if not difference <= limit:  # nan is not
+            raise _wrong(stage, f'{name} differs by {difference:.1e} of its range, rounding '
+                         f'explains {limit:.1e}')
+
+    @staticmethod
+    def _held(stage: str, check: Callable, *arguments) -> None:
+        try:
+            check(*arguments)
+        except InputError as error:
+            raise _wrong(stage, f'suppression {error}') from error
+
+    @staticmethod
+    def _side(reference: Reference) -> float:
+        """The longer side of the image in pixels, which boxes are differed by."""
+        return float(max(reference.meta['img_shape']))
 
 
-def _is_borderline(own: InstanceData, other: InstanceData, index: int, limits: Tolerance,
-                   test_cfg: dict) -> bool:
-    score = own.scores[index]
-    if score < test_cfg.score_thr + limits.score:
-        return True
-    most = test_cfg.max_per_img
-    if 0 < most <= len(other) and score < other.scores.min() + limits.score:
-        return True
-    rivals = [side.bboxes[(side.labels == own.labels[index])
-                          & (side.scores > score - limits.score)] for side in (own, other)]
-    overlaps = bbox_overlaps(own.bboxes[index][None], torch.cat(rivals))
-    return bool(((overlaps - test_cfg.nms.iou_threshold).abs() < limits.overlap).any())
+def _wrong(stage: str, reason: str) -> InputError:
+    return InputError(f'onnxruntime and mmdet disagree in the stage {stage!r}: {reason}')
+
+
+def _shared(head: nn.Module) -> list[nn.Module]:
+    return [head.shared_head] if head.with_shared_head else []
+
+
+def _flat(maps: Iterable[Tensor]) -> Tensor:
+    return torch.cat([map_.flatten() for map_ in maps])
+
+
+def _rows(labels: Tensor, boxes: Tensor, scores: Tensor) -> Tensor:
+    return torch.cat([labels[:, None], boxes, scores[:, None]], dim=1)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from maxq_mm.deploy import detectors, verify
+from maxq_mm.deploy import detectors, reference
 
 from . import small
 
 
 def as_mmdet(model, image, size=small.SIZE):
     """mmdet's detections in an image padded to ``size``."""
-    return verify.predict(model, small.batch(image), small.about(size=size))
+    return reference.predict(model, small.batch(image), small.about(size=size))
 
 
 def padded(image, size=small.SIZE, value=7.):
@@ -85,4 +85,5 @@ def test_feature_maps_are_those_of_the_model(mask_rcnn):
     maps = model.extract_feat(model.data_preprocessor(small.batch(image))['inputs'])
     found = detectors.features(model, *padded(image))
     assert len(found) == len(maps) == 4
-    assert all(torch.equal(a, b) for a, b in zip(found, maps, strict=True))
+    assert list(found) == [f'features_{level}' for level in range(4)]
+    assert all(torch.equal(a, b) for a, b in zip(found.values(), maps, strict=True))

@@ -1,4 +1,4 @@
-"""The file: its names, zeros and operators, and that onnxruntime finds in it what mmdet finds."""
+"""The file: its names, zeros and operators; test_verify.py tells what it computes."""
 
 import copy
 
@@ -23,38 +23,8 @@ def exported(built, half=False, **fields):
                           small.SIZE)
 
 
-def differences(model, file, *shapes, **other_limits) -> verify.Differences:
-    about = metadata.read(file)
-    limits = verify.TOLERANCES[about.precision]._replace(**other_limits)
-    runtime, total = OnnxDetector(file.SerializeToString(), about), verify.Differences()
-    for shape in shapes:
-        data = small.batch(small.noise(*shape))
-        found = runtime.test_step(data)[0].pred_instances
-        total.add(verify.compare(verify.predict(model, data, about), found, limits,
-                                 model.roi_head.test_cfg))
-    total.check(limits)
-    return total
-
-
-def test_onnxruntime_finds_what_mmdet_finds(detector):
-    file = exported(detector)
-    found = differences(detector[0], file, small.SIZE, (40, 90), (64, 33))
-    assert found.pairs == 90
-    assert found.unexplained == found.borderline == 0
-    assert found.box < 1e-3
-
-
-def test_a_file_for_any_size(detector):
-    file = exported(detector, size=None)
-    found = differences(detector[0], file, (64, 64), (96, 33), (200, 130), (32, 32))
-    assert found.pairs > 110
-    assert found.unexplained == found.borderline == 0
-
-
 def test_float16(mask_rcnn):
     file = exported(mask_rcnn, half=True)
-    # Masks of an untrained head are noise around the threshold.
-    assert differences(mask_rcnn[0], file, small.SIZE, (40, 90), mask=0.2).pairs > 55
     kinds = {initializer.data_type for initializer in file.graph.initializer
              if initializer.name in mask_rcnn[0].state_dict()}
     assert kinds == {onnx.TensorProto.FLOAT16}
@@ -145,7 +115,7 @@ def test_an_image_without_detections(built):
         assert len(found) == outputs
         assert {len(value) for value in found.values()} == {0}
         assert found['boxes'].shape == (0, 4)
-        assert differences(model, file, small.SIZE).pairs == 0
+        verify.Verifier(model, file, metadata.read(file)).check(small.batch(small.noise()))
 
 
 def test_an_image_without_proposals(mask_rcnn):
@@ -157,16 +127,12 @@ def test_an_image_without_proposals(mask_rcnn):
 
 
 def test_feature_maps(mask_rcnn):
-    model, patterns = mask_rcnn
     for half in (False, True):
         file = exported(mask_rcnn, half, kind='features')
         about, data = metadata.read(file), small.batch(small.noise(50, 70))
         found = make_session(file.SerializeToString()).run(None, feeds(data['inputs'][0], about))
         assert [value.name for value in file.graph.output] == [f'features_{i}' for i in range(4)]
         assert all(a.dtype == np.float32 for a in found)
-        verify.check_features(
-            verify.feature_difference(verify.feature_maps(model, data, about), found),
-            verify.TOLERANCES[about.precision])
         assert not any(i.name.startswith('roi_head') for i in file.graph.initializer)
         assert len(about.layers) == 19
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from onnx import helper
 
-from maxq_mm.deploy import metadata, verify
+from maxq_mm.deploy import metadata, reference
 from maxq_mm.deploy.onnx_detector import OnnxDetector, feeds, read_file
 
 from . import small
@@ -27,7 +27,7 @@ def test_detections_are_those_of_mmdet_in_the_original_image(mask_rcnn, path):
     together = {key: [one[key][0] for one in data] for key in ('inputs', 'data_samples')}
     found = [sample.pred_instances for sample in runtime.test_step(together)]
     for one, own in zip(data, found, strict=True):
-        expected = verify.predict(model, one, runtime.about)
+        expected = reference.predict(model, one, runtime.about)
         assert own.masks.shape == expected.masks.shape == (30, 128, 240)
         assert own.masks.dtype == torch.bool
         assert torch.equal(own.labels, expected.labels)

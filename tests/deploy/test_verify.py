@@ -1,110 +1,193 @@
+"""Sound files are taken, whatever the rounding of the machine; wrong ones are not."""
+
+import copy
+
 import numpy as np
+import onnx
 import pytest
 import torch
-from mmengine.config import ConfigDict
-from mmengine.structures import InstanceData
+from onnx import numpy_helper
+from torch import nn
 
-from maxq_mm.deploy.verify import (
-    TOLERANCES,
-    Differences,
-    check_features,
-    compare,
-    feature_difference,
-)
+from maxq_mm.deploy import detectors, export, reference, verify
+from maxq_mm.deploy.agreement import Agreement, compare
+from maxq_mm.deploy.onnx_detector import OnnxDetector
+from maxq_mm.utils.errors import InputError
 
-LIMITS = TOLERANCES['float32']
-TEST_CFG = ConfigDict(score_thr=0.05, max_per_img=5, nms=dict(type='nms', iou_threshold=0.5))
+from . import small
+from .conftest import CONFIGS
 
 
-def found(*rows, masks=None) -> InstanceData:
-    """Detections of rows ``(label, score, x1, y1, x2, y2)``."""
-    values = torch.tensor(rows, dtype=torch.float).reshape(-1, 6)
-    instances = InstanceData(labels=values[:, 0].long(), scores=values[:, 1],
-                             bboxes=values[:, 2:])
-    if masks is not None:
-        instances.masks = masks
-    return instances
+def exported(model, patterns, precision, **fields) -> onnx.ModelProto:
+    """``model`` as a file, without the checks that its layers satisfy ``patterns``."""
+    about = small.about(precision=precision, **fields)
+    return export.to_onnx(export.prepared(model, patterns, half=precision == 'float16'), about,
+                          patterns, small.SIZE)
 
 
-FIRST = (0, 0.9, 0, 0, 10, 10)
-SECOND = (1, 0.8, 20, 0, 30, 10)
+def verified(model, file, precision, shapes=((40, 90), ), **fields) -> verify.Verifier:
+    verifier = verify.Verifier(model, file, small.about(precision=precision, **fields))
+    for shape in shapes:
+        verifier.check(small.batch(small.noise(*shape)))
+    return verifier
 
 
-def test_pairs_are_found_in_any_order():
-    moved = (0, 0.9005, 0, 0.02, 10, 10)
-    result = compare(found(FIRST, SECOND), found(SECOND, moved), LIMITS, TEST_CFG)
-    assert (result.pairs, result.borderline, result.unexplained) == (2, 0, 0)
-    assert result.box == pytest.approx(0.02)
-    assert result.score == pytest.approx(5e-4, rel=1e-3)
-    result.check(LIMITS)
+@pytest.fixture(scope='module', params=['float32', 'float16'])
+def precision(request) -> str:
+    return request.param
 
 
-@pytest.mark.parametrize('other', [
-    (1, 0.9, 0, 0, 10, 10), (0, 0.88, 0, 0, 10, 10), (0, 0.9, 0, 0.2, 10, 10)],
-    ids=['label', 'score', 'box'])
-def test_what_differs_is_no_pair(other):
-    result = compare(found(FIRST, SECOND), found(other, SECOND), LIMITS, TEST_CFG)
-    assert (result.pairs, result.unexplained) == (1, 2)
-    with pytest.raises(ValueError, match='2 of 3 detections have no partner within 0.05 px'):
-        result.check(LIMITS)
+@pytest.fixture(scope='module')
+def files(built, precision) -> dict[str, onnx.ModelProto]:
+    """A file for any size by detector; tests leave them as they are."""
+    return {name: exported(*found, precision, size=None) for name, found in built.items()}
 
 
-@pytest.mark.parametrize(('alone', 'all_of_other'), [
-    ((0, 0.0505, 50, 0, 60, 10), [FIRST]),  # at the score threshold
-    ((0, 0.9, 0, 5 - 1e-3, 10, 15), [FIRST]),  # overlaps the first by a third
-    ((0, 0.3, 70, 0, 80, 10), [(0, 0.3, x, 50, x + 9, 59) for x in range(0, 50, 10)]),  # the last
-    ((0, 0.7, 0, 10 / 3, 10, 40 / 3), [FIRST]),  # overlaps the first by half
-])
-def test_borderline(alone, all_of_other):
-    expected = found(*all_of_other)
-    result = compare(expected, found(*all_of_other, alone), LIMITS, TEST_CFG)
-    explained = alone[1] < 0.9
-    assert result.pairs == len(all_of_other)
-    assert (result.borderline, result.unexplained) == (explained, not explained)
-    mirrored = compare(found(*all_of_other, alone), expected, LIMITS, TEST_CFG)
-    assert (mirrored.borderline, mirrored.unexplained) == (explained, not explained)
+@pytest.mark.parametrize('name', CONFIGS)
+def test_sound_files(built, files, name, precision):
+    """The sizes of a file for any size have nothing in common with that of its trace."""
+    model, _ = built[name]
+    found = verified(model, files[name], precision, ((64, 64), (200, 130), (32, 32)),
+                     size=None).worst
+    stages = [verify.FEATURES, verify.RPN, verify.PROPOSALS, verify.BOX_HEAD, verify.REFINED,
+              verify.DETECTIONS, verify.MASK_HEAD, verify.MASKS]
+    if not isinstance(model.roi_head.bbox_head, nn.ModuleList):
+        stages.remove(verify.REFINED)
+    assert list(found) == (stages if model.roi_head.with_mask else stages[:-2])
+    assert all(0 <= difference < limit / 2 for difference, limit in found.values())
 
 
-def test_nothing_found_by_either_or_one():
-    none = found(masks=torch.zeros(0, 9, 9, dtype=torch.bool))
-    assert compare(none, none, LIMITS, TEST_CFG) == Differences()
-    one = found(FIRST, masks=torch.ones(1, 9, 9, dtype=torch.bool))
-    assert compare(none, one, LIMITS, TEST_CFG).unexplained == 1
-    assert compare(one, none, LIMITS, TEST_CFG).unexplained == 1
+def swap(layer, width=1):
+    """Exchange what a layer predicts for the first two classes."""
+    for values in (layer.weight.data, layer.bias.data):
+        first, second = values[:width].clone(), values[width:2 * width].clone()
+        values[:width], values[width:2 * width] = second, first
 
 
-def test_masks_are_compared_by_their_pixels():
-    masks = torch.zeros(1, 10, 10, dtype=torch.bool)
-    masks[:, :5] = True
-    other = masks.clone()
-    other[0, 5, 0] = True
-    result = compare(found(FIRST, masks=masks), found(FIRST, masks=other), LIMITS, TEST_CFG)
-    assert result.mask_pixels == (1, 51)
-    with pytest.raises(ValueError, match='1.96% of the pixels'):
-        result.check(LIMITS)
-    result.check(TOLERANCES['float16'])
+def last(module):
+    return detectors.as_list(module)[-1]
 
 
-def test_sum_over_images():
-    total = Differences(3, 0.01, 1e-4, (1, 100), 1, 0)
-    total.add(Differences(4, 0.02, 1e-5, (0, 100), 0, 1))
-    assert total == Differences(7, 0.02, 1e-4, (1, 200), 1, 1)
-    assert '7 detections in both, boxes within 2.0e-02 px' in str(total)
-    assert 'in one only: 2' in str(total)
+# In what another model differs, whose file is then a wrong one, and the stage that tells.
+WRONG = {
+    'no normalisation': (verify.FEATURES, lambda m: setattr(
+        m.data_preprocessor, '_enable_normalize', False)),
+    'channels in another order': (verify.FEATURES, lambda m: setattr(
+        m.data_preprocessor, '_channel_conversion', not m.data_preprocessor._channel_conversion)),
+    'no batch norm in one layer': (verify.FEATURES, lambda m: m.backbone.layer3[1].bn1
+                                   .reset_running_stats()),
+    'RPN boxes': (verify.RPN, lambda m: swap(m.rpn_head.rpn_reg, 4)),
+    'RPN scores': (verify.RPN, lambda m: swap(m.rpn_head.rpn_cls)),
+    'RPN anchors': (verify.PROPOSALS, lambda m: m.rpn_head.prior_generator.base_anchors[0].add_(
+        1.)),
+    'RPN candidates': (verify.PROPOSALS, lambda m: m.rpn_head.test_cfg.update(nms_pre=40)),
+    'RPN overlap': (verify.PROPOSALS, lambda m: m.rpn_head.test_cfg.nms.update(
+        iou_threshold=0.6)),
+    'number of regions': (verify.PROPOSALS, lambda m: m.rpn_head.test_cfg.update(max_per_img=40)),
+    'classes': (verify.BOX_HEAD, lambda m: swap(last(m.roi_head.bbox_head).fc_cls)),
+    'boxes of classes': (verify.BOX_HEAD, lambda m: swap(last(m.roi_head.bbox_head).fc_reg, 4)),
+    'sampling': (verify.BOX_HEAD, lambda m: setattr(
+        last(m.roi_head.bbox_roi_extractor).roi_layers[0], 'aligned', False)),
+    'scale of boxes': (verify.DETECTIONS, lambda m: setattr(
+        last(m.roi_head.bbox_head).bbox_coder, 'stds', (0.1, 0.1, 0.1, 0.1))),
+    'boxes beyond the image': (verify.DETECTIONS, lambda m: setattr(
+        last(m.roi_head.bbox_head).bbox_coder, 'clip_border', False)),
+    'score threshold': (verify.DETECTIONS, lambda m: m.roi_head.test_cfg.update(score_thr=0.2)),
+    'lower score threshold': (verify.DETECTIONS, lambda m: m.roi_head.test_cfg.update(
+        score_thr=0.01)),
+    'overlap': (verify.DETECTIONS, lambda m: m.roi_head.test_cfg.nms.update(iou_threshold=0.6)),
+    'lower overlap': (verify.DETECTIONS, lambda m: m.roi_head.test_cfg.nms.update(
+        iou_threshold=0.4)),
+    'number of detections': (verify.DETECTIONS, lambda m: m.roi_head.test_cfg.update(
+        max_per_img=20)),
+    'masks': (verify.MASK_HEAD, lambda m: swap(last(m.roi_head.mask_head).conv_logits)),
+}
 
 
-def test_many_borderline_ones_are_an_error():
-    Differences(pairs=80, borderline=8).check(LIMITS)
-    with pytest.raises(ValueError, match='20 of 100 detections'):
-        Differences(pairs=80, borderline=20).check(LIMITS)
+@pytest.mark.parametrize('wrong', WRONG)
+def test_wrong_files(built, files, wrong, precision):
+    stage, change = WRONG[wrong]
+    other = copy.deepcopy(built['Mask R-CNN'][0])
+    change(other)
+    with pytest.raises(InputError, match=f'disagree in the stage {stage!r}') as error:
+        verified(other, files['Mask R-CNN'], precision, size=None)
+    assert '\n' not in str(error.value)
 
 
-def test_feature_maps():
-    maps = [torch.ones(1, 2, 3), 100 * torch.ones(1, 2)]
-    assert feature_difference(maps, [m.numpy() for m in maps]) == 0
-    other = [maps[0].numpy(), np.full((1, 2), 101., dtype=np.float32)]
-    assert feature_difference(maps, other) == pytest.approx(0.01)
-    check_features(1e-5, LIMITS)
-    for bad in (1e-3, float('nan')):
-        with pytest.raises(ValueError, match='feature maps differ by'):
-            check_features(bad, LIMITS)
+@pytest.mark.parametrize(('stage', 'change'), [
+    (verify.BOX_HEAD, lambda head: swap(head.bbox_head[0].fc_cls)),
+    (verify.REFINED, lambda head: setattr(head.bbox_head[0].bbox_coder, 'stds', (0.1, ) * 4)),
+    (verify.MASK_HEAD, lambda head: swap(head.mask_head[0].conv_logits))])
+def test_a_wrong_stage_of_a_cascade(built, files, stage, change, precision):
+    other = copy.deepcopy(built['Cascade R-CNN'][0])
+    change(other.roi_head)
+    with pytest.raises(InputError, match=f'disagree in the stage {stage!r}'):
+        verified(other, files['Cascade R-CNN'], precision, size=None)
+
+
+def test_masks_of_another_class(built, precision, monkeypatch):
+    model, patterns = built['Mask R-CNN']
+    masks = detectors._masks
+    monkeypatch.setattr(detectors, '_masks', lambda head, maps, boxes, labels: masks(
+        head, maps, boxes, (labels + 1) % 3))
+    file = exported(model, patterns, precision)
+    with pytest.raises(InputError, match=f'disagree in the stage {verify.MASKS!r}'):
+        verified(model, file, precision)
+
+
+def shaken(file: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+    """``file`` with each float16 weight moved by up to one unit in the last place, as much as
+    rounding to float16 could move what a layer computes on another machine, and twice that."""
+    file, generator = copy.deepcopy(file), np.random.default_rng(seed)
+    for initializer in file.graph.initializer:
+        weight = numpy_helper.to_array(initializer)
+        if weight.dtype == np.float16:
+            moved = weight + np.spacing(weight) * generator.integers(-1, 2, weight.shape)
+            moved = np.where(weight == 0, weight, moved).astype(np.float16)
+            initializer.CopyFrom(numpy_helper.from_array(moved, initializer.name))
+    return file
+
+
+@pytest.mark.parametrize('precision', ['float16'], scope='module', indirect=True)
+def test_another_machines_rounding(built, files, precision):
+    """Other proposals survive, and so other detections; the file is as sound as before."""
+    model, _ = built['Mask R-CNN']
+    file, about = files['Mask R-CNN'], small.about(precision='float16', size=None)
+    alone = 0
+    for seed in range(3):
+        other = shaken(file, seed)
+        runtime = OnnxDetector(other.SerializeToString(), about)
+        for shape in (small.SIZE, (40, 90)):
+            data = small.batch(small.noise(*shape))
+            found = runtime.test_step(data)[0].pred_instances
+            alone += compare(reference.predict(model, data, about), found).alone
+        verified(model, other, precision, (small.SIZE, (40, 90)), size=None)
+    assert alone > 0
+
+
+def test_feature_maps(built, precision):
+    model, patterns = built['Mask R-CNN']
+    other = copy.deepcopy(model)
+    other.neck.fpn_convs[0].conv.bias.data += 1
+    file = exported(model, patterns, precision, kind='features')
+    assert list(verified(model, file, precision, kind='features').worst) == [verify.FEATURES]
+    with pytest.raises(InputError, match='features_0 differs by'):
+        verified(other, file, precision, kind='features')
+    other.neck.fpn_convs[0].conv.bias.data += torch.nan
+    with pytest.raises(InputError, match='features_0 differs by nan'):
+        verified(other, file, precision, kind='features')
+
+
+def test_rounding_grows_with_depth_and_with_the_sums():
+    one, wide = nn.Linear(4, 4), nn.Linear(4096, 4)
+    assert verify.rounding([one], 'float16') > 1000 * verify.rounding([one], 'float32')
+    assert verify.rounding([one] * 7, 'float32') == 2 * verify.rounding([one], 'float32')
+    assert verify.rounding([wide], 'float32') > 10 * verify.rounding([one], 'float32')
+
+
+def test_agreement_is_printed_as_found():
+    total = Agreement(3, 0.01, 1e-4, (1, 100), 1)
+    total.add(Agreement(4, 0.02, 1e-5, (0, 100), 1))
+    assert total == Agreement(7, 0.02, 1e-4, (1, 200), 2)
+    assert str(total) == ('7 detections in both, boxes within 2.0e-02 px, scores within 1.0e-04, '
+                          'masks equal but for 0.50% of their pixels; in one only: 2')
