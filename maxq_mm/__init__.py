@@ -1,6 +1,7 @@
 """MaxQ (N:M weight sparsity, arXiv 2312.07061) for MMDetection 3.x and plain PyTorch."""
 
 from .engine.compact import load_compact, save_compact
+from .engine.config_names import resolve_config_names
 from .engine.cpu_amp import CPUAmpOptimWrapper
 from .engine.maxq_hook import MaxQHook
 from .engine.reseed_hook import ReseedHook
@@ -21,3 +22,4 @@ __all__ = ['CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRu
 
 # Resuming any mmengine run, MaxQ or not, needs this on torch >= 2.6.
 allow_mmengine_checkpoints()
+resolve_config_names()
