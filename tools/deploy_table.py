@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from matrix import SCORES
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from rich.console import Console
@@ -30,6 +30,7 @@ from maxq_mm.utils.tables import table
 
 TOOLS = Path(__file__).parent
 MIB = 2**20
+SCORES = ('bbox_mAP', 'segm_mAP')
 CPU = torch.device('cpu')
 
 
@@ -73,7 +74,7 @@ def call(tool: str, *arguments) -> None:
         raise cli.InputError(f'{tool}: {lines[-1].removeprefix("error: ")}')
 
 
-def variants(cfg: cli.Config, config: Path, network: str, checkpoint: Path, data_root: Path,
+def variants(cfg: Config, config: Path, network: str, checkpoint: Path, data_root: Path,
              args: argparse.Namespace, folder: Path) -> list[Variant]:
     """A network in mmdet, as ONNX and in int8; writes the files of the latter two."""
     content = cli.read_checkpoint(checkpoint)

@@ -98,10 +98,10 @@ def faster(tmp_path):
 
 def random_weights(config, path):
     from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
 
-    from maxq_mm import cli
     cfg = Config.fromfile(config)
-    cli.init_default_scope('mmdet')
+    init_default_scope('mmdet')
     save_file(dict(meta={}, state_dict=MODELS.build(cfg.model).state_dict()), path)
     return path
 
