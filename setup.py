@@ -28,7 +28,7 @@ setup(
     ]},
     # They need the tests' reference, and the checkout's environment.
     exclude_package_data={'maxq_mm': ['.mim/tools/benchmark.py', '.mim/tools/make_env.sh']},
-    python_requires='>=3.10',
+    python_requires='>=3.11',
     install_requires=[  # what `import maxq_mm` and training a model of your own need
         'torch>=2.1,<3',
         'mmengine>=0.10.4,<0.11',
@@ -40,8 +40,8 @@ setup(
     ],
     extras_require={
         'mmdet': [  # what configs and tools need; install mmcv with its operators first
-            'mmcv>=2.0.0,<2.2.0',
-            'mmdet>=3.1,<3.4',
+            'mmcv>=2.1.0,<2.2.0',
+            'mmdet>=3.3.0,<3.4',
             'pycocotools>=2.0.6',
         ],
         'export': ['onnx>=1.16,<2', 'onnxruntime>=1.18,<2'],
