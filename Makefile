@@ -7,7 +7,7 @@ WORK := work_dirs/quickstart
 export PYTHONWARNINGS := ignore:pkg_resources is deprecated:UserWarning
 CONFIG := configs/quickstart_mask_rcnn_r18.py
 
-.PHONY: quickstart test lint env clean
+.PHONY: quickstart test test-gpu lint env clean
 
 env:
 	@sh tools/make_env.sh .venv
@@ -24,6 +24,9 @@ quickstart: env
 
 test: env
 	$(PYTHON) -m pytest tests
+
+test-gpu: env
+	$(PYTHON) -m pytest tests/gpu
 
 lint: env
 	$(PYTHON) -m ruff check .

@@ -7,30 +7,44 @@ from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 version = re.search(r"__version__ = '([^']+)'", (here / 'maxq_mm/__init__.py').read_text())[1]
+# A package index has none of the README's neighbours: links to them become their text.
+readme = re.sub(r'!?\[([^]]*)\]\((?!https?://)[^)]*\)', r'\1',
+                (here / 'README.md').read_text(encoding='utf-8'))
 
 setup(
     name='maxq_mm',
     version=version,
     description='MaxQ N:M weight sparsity for MMDetection 3.x',
-    long_description=(here / 'README.md').read_text(),
+    long_description=readme,
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['maxq_mm', 'maxq_mm.*']),
-    package_data={'maxq_mm': ['functional/csrc/*.cpp']},
-    python_requires='>=3.10',
-    install_requires=[
+    # .mim holds links to the folders of the checkout; a wheel holds what they lead to.
+    package_data={'maxq_mm': [
+        'functional/csrc/*.cpp',
+        '.mim/model-index.yml',
+        '.mim/configs/*.yml', '.mim/configs/*.py', '.mim/configs/_base_/*.py',
+        '.mim/tools/*.py', '.mim/tools/*.sh',
+    ]},
+    # They need the tests' reference, and the checkout's environment.
+    exclude_package_data={'maxq_mm': ['.mim/tools/benchmark.py', '.mim/tools/make_env.sh']},
+    python_requires='>=3.11',
+    install_requires=[  # what `import maxq_mm` and training a model of your own need
         'torch>=2.1,<3',
         'mmengine>=0.10.4,<0.11',
-        'mmcv>=2.0.0,<2.2.0',
-        'mmdet>=3.1,<3.4',
+        'matplotlib',  # the hook's picture
         'ninja',  # torch compiles C++ with it
         'numpy',
-        'pycocotools>=2.0.6',
         'rich',
-        'setuptools<81',  # mmcv and mmengine import pkg_resources
+        'setuptools<81',  # mmengine imports pkg_resources
     ],
     extras_require={
-        'tests': ['pytest>=8', 'ruff'],
+        'mmdet': [  # what configs and tools need; install mmcv with its operators first
+            'mmcv>=2.1.0,<2.2.0',
+            'mmdet>=3.3.0,<3.4',
+            'pycocotools>=2.0.6',
+        ],
         'export': ['onnx>=1.16,<2', 'onnxruntime>=1.18,<2'],
+        'tests': ['pytest>=8', 'ruff'],
     },
 )

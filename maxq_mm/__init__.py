@@ -3,6 +3,7 @@
 # Registered for configs, by their names.
 from .engine import cpu_amp, reseed_hook, runner  # noqa: F401
 from .engine.compact import load_compact, save_compact
+from .engine.config_names import resolve_config_names
 from .engine.maxq_hook import MaxQHook
 from .engine.safe_globals import allow_mmengine_checkpoints
 from .functional.masks import keep_mask, satisfies, soft_mask
@@ -20,3 +21,4 @@ __all__ = ['MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'dense_frac
 
 # Resuming any mmengine run, MaxQ or not, needs this on torch >= 2.6.
 allow_mmengine_checkpoints()
+resolve_config_names()

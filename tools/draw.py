@@ -1,6 +1,9 @@
 """Draw detections beside ground truth, a few test images in one picture.
 
     python tools/draw.py CONFIG CHECKPOINT OUT.png [--images 6]
+
+mmdet's visualizer draws. Its ``test.py --show-dir`` writes every image to a file of its own, in its
+own size, where labels hide what is in small ones.
 """
 
 import argparse

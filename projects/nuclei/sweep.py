@@ -2,7 +2,7 @@
 
     python projects/nuclei/sweep.py SPEC --out DIR [--data-root DIR] [--jobs N] [--threads N]
 
-What a spec says stands in matrix.py beside it; configs/sweep.py is one. Called again, finished
+What a spec says stands in sweep_runs.py beside it; configs/sweep.py is one. Called again, finished
 runs are skipped and a killed one goes on from its last checkpoint. A run that fails leaves
 train.log in its folder, and the others go on.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import matrix
+import sweep_runs
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -37,7 +37,7 @@ POLL_SECONDS = 2.
 class Training:
     """A run that trains in a process of its own."""
 
-    run: matrix.Run
+    run: sweep_runs.Run
     process: subprocess.Popen
     slot: int
     since: float
@@ -46,7 +46,7 @@ class Training:
 class Sweep:
     """The runs of a spec on ``jobs`` slots, each with its GPU or its CPU threads."""
 
-    def __init__(self, runs: list[matrix.Run], args: argparse.Namespace, lock: TextIO) -> None:
+    def __init__(self, runs: list[sweep_runs.Run], args: argparse.Namespace, lock: TextIO) -> None:
         self.lock = lock
         self.out: Path = args.out
         self.data_root: Path | None = args.data_root
@@ -55,13 +55,13 @@ class Sweep:
         self.gpus = (visible.split(',') if visible
                      else [str(gpu) for gpu in range(torch.cuda.device_count())])
         self.free = list(range(args.jobs))
-        done = [run for run in runs if matrix.is_finished(run, self.out)]
+        done = [run for run in runs if sweep_runs.is_finished(run, self.out)]
         for run in done:
-            matrix.keep_config(run, self.out, self.data_root)
+            sweep_runs.keep_config(run, self.out, self.data_root)
         self.waiting = [run for run in runs if run not in done]
         self.trained = {run.name for run in done}
         self.total = len(runs)
-        self.epochs = {run.name: matrix.epochs_of(run) for run in runs}
+        self.epochs = {run.name: sweep_runs.epochs_of(run) for run in runs}
         self.active: list[Training] = []
         self.failed: list[str] = []
         self.console = Console()
@@ -97,14 +97,14 @@ class Sweep:
                 self.waiting.remove(run)
                 self._start(run)
 
-    def _start(self, run: matrix.Run) -> None:
+    def _start(self, run: sweep_runs.Run) -> None:
         folder = self.out / run.name
         folder.mkdir(parents=True, exist_ok=True)
-        if run.start is not None and matrix.trained_weights(run, self.out) is None:
+        if run.start is not None and sweep_runs.trained_weights(run, self.out) is None:
             self._fail(run, f'{self.out / run.start} has no checkpoint to start from')
             return
         try:
-            matrix.keep_config(run, self.out, self.data_root)
+            sweep_runs.keep_config(run, self.out, self.data_root)
         except ValueError as error:
             self._fail(run, str(error))
             return
@@ -118,9 +118,9 @@ class Sweep:
         if self.gpus:
             env['CUDA_VISIBLE_DEVICES'] = self.gpus[slot % len(self.gpus)]
         with (folder / 'train.log').open('a') as log:
-            command = [sys.executable, TRAIN, matrix.config_of(run, self.out),
+            command = [sys.executable, TRAIN, sweep_runs.config_of(run, self.out),
                        '--work-dir', folder]
-            checkpoint = matrix.checkpoint_to_resume(run, self.out)
+            checkpoint = sweep_runs.checkpoint_to_resume(run, self.out)
             if checkpoint is not None:
                 command += ['--resume', checkpoint]
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env,
@@ -140,9 +140,9 @@ class Sweep:
         except (ValueError, cli.InputError) as error:
             self._fail(run, str(error))
 
-    def _remember(self, run: matrix.Run, since: float) -> None:
+    def _remember(self, run: sweep_runs.Run, since: float) -> None:
         """Write the result of a run that has finished; ValueError if it has not."""
-        result = matrix.result(run, self.out)
+        result = sweep_runs.result(run, self.out)
         save_text(json.dumps(result), self.out / run.name / 'result.json')
         self.trained.add(run.name)
         scores = ', '.join(f'{key} {value:.3f}' for key, value in result['scores'].items())
@@ -150,12 +150,12 @@ class Sweep:
         self.console.print(f'[{len(self.trained)}/{self.total}] {run.name}: {scores} '
                            f'({minutes:.1f} min)', highlight=False, markup=False)
 
-    def _fail(self, run: matrix.Run, reason: str) -> None:
+    def _fail(self, run: sweep_runs.Run, reason: str) -> None:
         self.failed.append(run.name)
         self.console.print(f'{run.name} failed: {reason}', highlight=False, markup=False)
 
-    def _epoch(self, run: matrix.Run) -> int:
-        train, _ = matrix.history(self.out / run.name)
+    def _epoch(self, run: sweep_runs.Run) -> int:
+        train, _ = sweep_runs.history(self.out / run.name)
         return int(train[-1].get('epoch', 1)) - 1 if train else 0
 
     @contextmanager
@@ -179,7 +179,7 @@ class Sweep:
 def parse_args() -> argparse.Namespace:
     gpus = torch.cuda.device_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('spec', type=Path, help='what to train: a file as matrix.py says')
+    parser.add_argument('spec', type=Path, help='what to train: a file as sweep_runs.py says')
     parser.add_argument('--out', type=Path, required=True, help='folder of the runs')
     parser.add_argument('--data-root', type=Path, help='use this data set in all of them')
     parser.add_argument('--jobs', type=cli.positive, default=max(1, gpus),
@@ -192,12 +192,12 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def check(runs: list[matrix.Run], args: argparse.Namespace) -> None:
+def check(runs: list[sweep_runs.Run], args: argparse.Namespace) -> None:
     """InputError for what would stop a run later, before anything trains."""
     configs = {}
     for run in runs:
-        matrix.epochs_of(run)
-        configs[run.config, str(run.options)] = matrix.configure(run, args.out, args.data_root)
+        sweep_runs.epochs_of(run)
+        configs[run.config, str(run.options)] = sweep_runs.configure(run, args.out, args.data_root)
     for cfg in configs.values():
         cli.check_data(cfg, 'train', 'val')
 
@@ -219,7 +219,7 @@ def only_one(out: Path) -> Iterator[TextIO]:
 
 def main() -> None:
     args = parse_args()
-    runs = matrix.read_spec(args.spec)
+    runs = sweep_runs.read_spec(args.spec)
     check(runs, args)
     with only_one(args.out) as lock:
         try:

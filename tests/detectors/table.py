@@ -1,4 +1,4 @@
-"""The README's table of detectors: ``python -m tests.detectors.table`` prints it."""
+"""The table of detectors in docs/detectors.md: ``python -m tests.detectors.table`` prints it."""
 
 import re
 from collections import Counter

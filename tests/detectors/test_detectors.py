@@ -15,14 +15,14 @@ from ..nested import flat_tensors
 from .table import HEADER, row
 from .zoo import DETECTORS, PATTERN, build
 
-README = Path(__file__).parents[2] / 'README.md'
-OUTDATED = 'README.md is outdated: put there what `python -m tests.detectors.table` prints'
+PAGE = Path(__file__).parents[2] / 'docs/detectors.md'
+OUTDATED = 'docs/detectors.md is outdated: put there what `python -m tests.detectors.table` prints'
 
 
-def readme_table() -> list[str]:
-    """The lines of the README's table of detectors."""
-    section = README.read_text(encoding='utf-8').split('### Detectors\n')[1].split('\n#')[0]
-    return [line for line in section.splitlines() if line.startswith('|')]
+def documented() -> list[str]:
+    """The lines of the documented table of detectors."""
+    lines = PAGE.read_text(encoding='utf-8').splitlines()
+    return [line for line in lines if line.startswith('|')]
 
 
 def check_reason(module: nn.Module, reason: str) -> None:
@@ -43,8 +43,8 @@ def check_reason(module: nn.Module, reason: str) -> None:
         assert sparse_type(module) is None
 
 
-def test_readme_names_these_detectors():
-    lines = readme_table()
+def test_page_names_these_detectors():
+    lines = documented()
     assert lines[:2] == HEADER.splitlines(), OUTDATED
     assert [line.split(' | ')[0].removeprefix('| ') for line in lines[2:]] == [*DETECTORS], OUTDATED
 
@@ -55,7 +55,7 @@ def test_train_and_fold(name):
     model = build(detector)
     model.init_weights()
     handle = sparsify(model, PATTERN)
-    assert row(name, handle) in readme_table(), OUTDATED
+    assert row(name, handle) in documented(), OUTDATED
     for layer, reason in handle.skipped.items():
         check_reason(model.get_submodule(layer), reason)
     for reason in detector.reasons:

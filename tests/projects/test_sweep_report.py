@@ -1,10 +1,11 @@
 import json
 
-import matrix
 import numpy as np
 import pytest
+import sweep_plots
 import sweep_report
-from scipy import stats
+import sweep_runs
+import sweep_scores
 
 from ..running import ROOT, run_tool
 
@@ -16,7 +17,7 @@ SPEC = ROOT / 'projects/nuclei/configs/sweep.py'
 def made(method, pattern, seed, segm):
     """What a finished run leaves, with scores given."""
     return dict(
-        name=matrix.Run(method, pattern, seed, SPEC).name, method=method, pattern=pattern,
+        name=sweep_runs.Run(method, pattern, seed, SPEC).name, method=method, pattern=pattern,
         seed=seed, start=None if method == 'start' else f'start-seed-{seed}', epochs=2,
         iterations=20,
         scores=dict(bbox_mAP=segm + .05, segm_mAP=segm),
@@ -42,11 +43,11 @@ def source(tmp_path):
 
 
 def test_paired_difference():
-    groups = sweep_report.group(RUNS)
-    values = sweep_report.paired(groups['MaxQ', '1:16'], groups['SR-STE', '1:16'], 'segm_mAP')
+    groups = sweep_scores.group(RUNS)
+    values = sweep_scores.paired(groups['MaxQ', '1:16'], groups['SR-STE', '1:16'], 'segm_mAP')
     np.testing.assert_allclose(values, [5, 4, 6])
-    interval = stats.t.interval(0.95, 2, loc=5, scale=1 / np.sqrt(3))
-    assert sweep_report.half_width(values) == pytest.approx((interval[1] - interval[0]) / 2)
+    # Student's t of two degrees of freedom, from a table, times the standard error
+    assert sweep_scores.half_width(values) == pytest.approx(4.30265 / np.sqrt(3), rel=1e-5)
     assert sweep_report.difference(values) == ('+5.0 ± 2.5', 'better')
     assert sweep_report.difference(-values) == ('-5.0 ± 2.5', 'worse')
     assert sweep_report.difference(values - 4) == ('+1.0 ± 2.5', 'within noise')
@@ -56,7 +57,7 @@ def test_paired_difference():
 def test_pairs_by_seed():
     runs = {seed: made('MaxQ', '2:4', seed, score) for seed, score in [(1, .5), (2, .6), (7, 0.)]}
     against = {seed: made('SR-STE', '2:4', seed, score) for seed, score in [(2, .5), (1, .45)]}
-    np.testing.assert_allclose(sweep_report.paired(runs, against, 'segm_mAP'), [5, 10])
+    np.testing.assert_allclose(sweep_scores.paired(runs, against, 'segm_mAP'), [5, 10])
 
 
 def test_in_words():
@@ -68,7 +69,7 @@ def test_in_words():
 
 def test_mean_curve_of_the_epochs_in_all():
     curves = [dict(epoch=[1, 2, 4], loss=[1., 2., 3.]), dict(epoch=[2, 3, 4], loss=[4., 9., 7.])]
-    assert sweep_report.mean_curve(curves, 'loss', 10) == ([2, 4], [30., 50.])
+    assert sweep_plots.mean_curve(curves, 'loss', 10) == ([2, 4], [30., 50.])
 
 
 def test_writes_table_plots_and_runs(source, tmp_path):
@@ -103,19 +104,19 @@ def test_of_boxes_and_one_pattern_alone(tmp_path):
 
 
 def test_plots_hold_every_method():
-    groups, names = sweep_report.group(RUNS), ['bbox_mAP', 'segm_mAP']
+    groups, names = sweep_scores.group(RUNS), ['bbox_mAP', 'segm_mAP']
     methods = ['dense', 'SR-STE', 'MaxQ', 'STE', 'ASP']  # STE was not trained
-    axes = sweep_report.draw_sparsity(groups, methods, names).axes[1]
+    axes = sweep_plots.draw_sparsity(groups, methods, names).axes[1]
     assert axes.get_legend_handles_labels()[1] == ['dense', 'SR-STE', 'MaxQ', 'ASP']
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ['2:4', '1:16']
     at_1x16 = {key: runs for key, runs in groups.items() if key[1] != '2:4'}
-    axes = sweep_report.draw_sparsity(at_1x16, methods, names).axes[1]
+    axes = sweep_plots.draw_sparsity(at_1x16, methods, names).axes[1]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ['SR-STE', 'MaxQ', 'ASP']
     np.testing.assert_allclose(axes.containers[1].lines[0].get_xydata(), [[1, 27]])
     hollow, = [line for line in axes.lines if line.get_markerfacecolor() == 'white']
     np.testing.assert_allclose(hollow.get_xydata(), [[2, 15]])  # ASP, of one seed
 
-    score, loss, *ramps = sweep_report.draw_curves(groups, methods, '1:16', 'segm_mAP').axes
+    score, loss, *ramps = sweep_plots.draw_curves(groups, methods, '1:16', 'segm_mAP').axes
     assert [line.get_label() for line in score.lines] == ['dense', 'SR-STE', 'MaxQ', 'ASP']
     np.testing.assert_allclose(score.lines[2].get_xydata(), [[1, 10], [2, 27]])
     np.testing.assert_allclose(loss.lines[2].get_xydata(), [[1, 3], [2, 2]])

@@ -3,7 +3,7 @@
 Trains on crops of 128 px and tests on whole images at 256 px. Expects what
 projects/nuclei/prepare_nuclei.py writes at data/nuclei, or elsewhere by --data-root.
 """
-_base_ = '../../../configs/quickstart_dense_mask_rcnn_r18.py'
+_base_ = 'maxq_mm::quickstart_dense_mask_rcnn_r18.py'
 
 data_root = 'data/nuclei/'
 metainfo = dict(classes=('nucleus', ))

@@ -1,7 +1,7 @@
 import json
 
-import matrix
 import pytest
+import sweep_runs
 import torch
 from mmengine.config import Config
 
@@ -25,7 +25,7 @@ def write(tmp_path):
 
 
 def test_multiplies_out_in_order(write):
-    runs = matrix.read_spec(write([
+    runs = sweep_runs.read_spec(write([
         dict(methods=['MaxQ', 'dense'], patterns=['2:4', '1:16'], seeds=[0, 1]),
         dict(methods=['STE'], patterns=['2:4'], seeds=[1, 2])]))
     assert [run.name for run in runs] == [
@@ -40,21 +40,21 @@ def test_multiplies_out_in_order(write):
     ('sweep', 52), ('sweep_all_layers', 18), ('sweep_longer', 12), ('learning_rate', 49),
     ('from_scratch', 9), ('ablations', 32)])
 def test_specs_of_the_project(name, number, tmp_path):
-    runs = matrix.read_spec(NUCLEI / f'{name}.py')
+    runs = sweep_runs.read_spec(NUCLEI / f'{name}.py')
     assert len({run.name for run in runs}) == len(runs) == number
     for run in runs:
-        cfg = matrix.configure(run, tmp_path, None)
+        cfg = sweep_runs.configure(run, tmp_path, None)
         hooks = [hook for hook in cfg.custom_hooks if hook['type'] == 'MaxQHook']
         assert [hook['pattern'] for hook in hooks] == ([run.pattern] if run.pattern else [])
 
 
 def test_configures_the_hook_alone(write, tmp_path):
-    runs = {run.name: run for run in matrix.read_spec(write([
+    runs = {run.name: run for run in sweep_runs.read_spec(write([
         dict(methods=['dense', 'STE', 'MaxQ'], patterns=['1:16'], seeds=[3])]))}
     folder = tmp_path / 'start-seed-3'
     folder.mkdir()
     (folder / 'last_checkpoint').write_text(str(folder / 'epoch_9.pth'))
-    made = {name: matrix.configure(run, tmp_path, None) for name, run in runs.items()}
+    made = {name: sweep_runs.configure(run, tmp_path, None) for name, run in runs.items()}
     maxq, ste, dense = (made[f'{name}-seed-3'] for name in ('maxq-1x16', 'ste-1x16', 'dense'))
     default = Config.fromfile(NUCLEI / 'maxq_mask_rcnn_r18.py').custom_hooks
     assert maxq.custom_hooks == [dict(default[0], pattern='1:16'), default[1]]
@@ -70,46 +70,46 @@ def test_configures_the_hook_alone(write, tmp_path):
 
 
 def test_options_change_the_config_but_not_that_of_the_start(write, tmp_path):
-    runs = {run.name: run for run in matrix.read_spec(write([
+    runs = {run.name: run for run in sweep_runs.read_spec(write([
         dict(methods=['dense', 'MaxQ'], patterns=['2:4'], seeds=[0],
              options={'optim_wrapper.optimizer.lr': 0.25, 'train_cfg.max_epochs': 3,
                       'train_cfg.val_interval': 3}),
         dict(methods=['STE'], patterns=['2:4'], seeds=[0])]))}
     start, dense, maxq, ste = (runs[name] for name in (
         'start-seed-0', 'dense-seed-0', 'maxq-2x4-seed-0', 'ste-2x4-seed-0'))
-    rates = {run.name: matrix.configure(run, tmp_path, None).optim_wrapper.optimizer.lr
+    rates = {run.name: sweep_runs.configure(run, tmp_path, None).optim_wrapper.optimizer.lr
              for run in runs.values()}
     assert rates == {start.name: 1e-3, dense.name: 0.25, maxq.name: 0.25, ste.name: 5e-4}
-    assert [matrix.epochs_of(run) for run in (start, dense, maxq, ste)] == [20, 3, 3, 8]
+    assert [sweep_runs.epochs_of(run) for run in (start, dense, maxq, ste)] == [20, 3, 3, 8]
     for epoch in (2, 3):  # with the config's own validation every 4, no epoch were missing
         (tmp_path / maxq.name).mkdir(exist_ok=True)
         (tmp_path / maxq.name / f'epoch_{epoch}.pth').touch()
-    assert matrix.checkpoint_to_resume(maxq, tmp_path).name == 'epoch_2.pth'
+    assert sweep_runs.checkpoint_to_resume(maxq, tmp_path).name == 'epoch_2.pth'
 
 
 def test_from_scratch(write, tmp_path):
-    start, ste, maxq = matrix.read_spec(write([
+    start, ste, maxq = sweep_runs.read_spec(write([
         dict(methods=['STE'], patterns=['2:4'], seeds=[0], from_scratch=True),
         dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0])]))
     (tmp_path / start.name).mkdir()
     (tmp_path / start.name / 'last_checkpoint').write_text('epoch_9.pth')
-    assert matrix.configure(maxq, tmp_path, None).load_from == 'epoch_9.pth'
-    assert matrix.configure(ste, tmp_path, None).load_from is None
+    assert sweep_runs.configure(maxq, tmp_path, None).load_from == 'epoch_9.pth'
+    assert sweep_runs.configure(ste, tmp_path, None).load_from is None
 
 
 def test_a_method_with_two_options(write):
     with pytest.raises(cli.InputError, match='would both be trained in maxq-2x4-seed-0'):
-        matrix.read_spec(write([
+        sweep_runs.read_spec(write([
             dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0]),
             dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0],
                  options={'optim_wrapper.optimizer.lr': 0.25})]))
 
 
 def test_options_that_do_not_fit(write, tmp_path):
-    _, run = matrix.read_spec(write([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0],
+    _, run = sweep_runs.read_spec(write([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0],
                                           options={'param_scheduler.7.T_max': 3})]))
     with pytest.raises(cli.InputError, match='param_scheduler.7.T_max.* do not fit'):
-        matrix.configure(run, tmp_path, None)
+        sweep_runs.configure(run, tmp_path, None)
 
 
 @pytest.mark.parametrize('runs, head, words', [
@@ -125,7 +125,7 @@ def test_options_that_do_not_fit(write, tmp_path):
 ], ids=['method', 'pattern', 'no patterns', 'options', 'empty', 'config', 'syntax'])
 def test_bad_specs(write, runs, head, words):
     with pytest.raises(cli.InputError, match='spec') as error:
-        matrix.read_spec(write(runs, head))
+        sweep_runs.read_spec(write(runs, head))
     assert words in str(error.value)
 
 
@@ -139,20 +139,20 @@ def test_methods_that_would_be_lost(write, methods, words):
     path.write_text(path.read_text() + "runs = [dict(methods=list(methods), patterns=['2:4'], "
                     'seeds=[0])]')
     with pytest.raises(cli.InputError) as error:
-        matrix.read_spec(path)
+        sweep_runs.read_spec(path)
     assert words in str(error.value)
 
 
 def test_settings_are_compared_without_places(write, tmp_path):
-    first, run = matrix.read_spec(write([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0])]))
+    first, run = sweep_runs.read_spec(write([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0])]))
     out = tmp_path / 'out'
-    matrix.keep_config(run, out, None)
-    matrix.keep_config(run, tmp_path / 'x/../out', None)
-    text = matrix.config_of(run, out).read_text()
+    sweep_runs.keep_config(run, out, None)
+    sweep_runs.keep_config(run, tmp_path / 'x/../out', None)
+    text = sweep_runs.config_of(run, out).read_text()
     assert "pattern='2:4'" in text
-    matrix.config_of(run, out).write_text(text.replace("pattern='2:4'", "pattern='1:4'"))
+    sweep_runs.config_of(run, out).write_text(text.replace("pattern='2:4'", "pattern='1:4'"))
     with pytest.raises(ValueError, match='other settings'):
-        matrix.keep_config(run, out, None)
+        sweep_runs.keep_config(run, out, None)
 
 
 def log(folder, time, *lines):
@@ -171,18 +171,18 @@ def test_history_of_a_resumed_run(tmp_path):
     log(tmp_path, '2', train(15, 4.), train(25, 5.), val(1, 0.6))  # resumed at 10
     log(tmp_path, '1', train(10, 1.), train(20, 2.), val(1, 0.5), train(30, 3.), '{"loss": 2',
         '5', 'null', '{}', '"loss"')
-    trained, validated = matrix.history(tmp_path)
+    trained, validated = sweep_runs.history(tmp_path)
     assert [(t['step'], t['loss']) for t in trained] == [(10, 1.), (15, 4.), (25, 5.)]
     assert [(v['step'], v['coco/bbox_mAP']) for v in validated] == [(1, 0.6)]
 
 
 def test_a_validation_set_without_objects_gives_no_scores(write, tmp_path):
-    run = matrix.read_spec(write([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0])]))[1]
-    matrix.keep_config(run, tmp_path, None)
+    run = sweep_runs.read_spec(write([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0])]))[1]
+    sweep_runs.keep_config(run, tmp_path, None)
     folder = tmp_path / run.name
     log(folder, '1', json.dumps({'coco/bbox_mAP': -1., 'coco/segm_mAP': 0.5, 'step': 8}))
     with pytest.raises(ValueError, match='no checkpoint of epoch 8'):
-        matrix.result(run, tmp_path)
+        sweep_runs.result(run, tmp_path)
     torch.save(dict(meta=dict(iter=712), state_dict={}), folder / 'epoch_8.pth')
     with pytest.raises(ValueError, match='its validation set has no objects'):
-        matrix.result(run, tmp_path)
+        sweep_runs.result(run, tmp_path)
