@@ -9,7 +9,7 @@ from mmdet.testing._utils import demo_mm_inputs
 from torch import nn
 
 from maxq_mm import fold, satisfies, sparsify
-from maxq_mm.nn.types import sparse_type
+from maxq_mm.nn.stand_ins import sparse_type
 
 from ..nested import flat_tensors
 from .table import HEADER, row
