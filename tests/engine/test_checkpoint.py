@@ -1,10 +1,12 @@
 import copy
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from torch import nn
 
-from maxq_mm import satisfies, sparsify
+from maxq_mm import fold, load_compact, satisfies, save_compact, sparsify
 from maxq_mm.engine import checkpoint as ckpt
 from maxq_mm.utils.files import load_file, save_file
 
@@ -53,6 +55,38 @@ def test_fold_leaves_inference(stored):
                for key, value in folded['state_dict'].items())
     with pytest.raises(ValueError, match='no MaxQ checkpoint'):
         ckpt.fold_checkpoint(dict(state_dict={}))
+
+
+def test_folding_a_file_is_folding_its_model(model, stored):
+    """Also in the signs of zeros, in a compact file, and without touching what is folded."""
+    for key in ('0.weight', '2.weight'):  # what a negative weight times 0 is
+        stored['state_dict'][key][stored['state_dict'][key] == 0] = -0.
+    before = {key: value.clone() for key, value in stored['state_dict'].items()}
+    folded = ckpt.fold_checkpoint(stored)
+    packed = load_compact_state(stored)
+    state = fold(model).state_dict()
+    for key, value in state.items():
+        for other in (folded['state_dict'][key], packed[key]):
+            assert torch.equal(value.signbit(), other.signbit()), key
+            assert torch.equal(value, other), key
+        assert torch.equal(stored['state_dict'][key].signbit(), before[key].signbit())
+    assert folded['state_dict']._metadata == stored['state_dict']._metadata
+
+
+def load_compact_state(checkpoint):
+    with TemporaryDirectory() as folder:
+        save_compact(checkpoint, Path(folder) / 'a.pth')
+        return load_compact(Path(folder) / 'a.pth')['state_dict']
+
+
+@pytest.mark.parametrize(('part', 'named'), [
+    (dict(layers=['0']), 'maxq.layers is a list'), (dict(layers={'0': 3}), "no pattern for '0'"),
+    (dict(raw=[1]), 'maxq.raw is a list'), (dict(raw={'a': 1}), r"maxq.raw\['a'\] is no tensor"),
+    (dict(ramp='x'), 'maxq.ramp is a str'), (dict(settings={}), 'maxq.settings is a dict')])
+def test_parts_of_wrong_types(part, named):
+    for read in (ckpt.raw_weights, ckpt.layer_patterns, ckpt.trained_ramp, ckpt.fold_checkpoint):
+        with pytest.raises(ValueError, match=named):
+            read(dict(maxq=dict(version=1, **part), state_dict={}))
 
 
 def test_a_sparse_layer_knows_that_its_checkpoint_is_effective(tmp_path, model, stored):
