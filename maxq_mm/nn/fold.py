@@ -13,7 +13,7 @@ def folded_weight(effective: Tensor) -> Tensor:
 
     A negative raw weight times 0 is -0.0; as 0.0 it needs no sign stored.
     """
-    return effective + 0.
+    return effective.masked_fill(effective == 0, 0.)
 
 
 def fold(model: nn.Module) -> nn.Module:
