@@ -56,8 +56,6 @@ def main() -> None:
         raise cli.InputError(
             f'{args.checkpoint}: {len(open_layers)} of {len(patterns)} layers do not satisfy their '
             f'pattern, such as {open_layers[0]} ({patterns[open_layers[0]]})')
-    for name in patterns:  # a negative weight times 0 is -0.0; as 0.0 it needs no sign stored
-        folded['state_dict'][f'{name}.weight'].add_(0.)
     cli.write_checkpoint(to_compact(folded) if args.compact else folded, args.out)
     sizes = [path.stat().st_size / MIB for path in (args.checkpoint, args.out)]
     print(f'{args.out}: {len(patterns) - len(open_layers)} of {len(patterns)} layers satisfy their '

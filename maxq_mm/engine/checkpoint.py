@@ -1,23 +1,29 @@
 """Checkpoints that any mmdet tool can use, and that training can resume from.
 
-``state_dict`` holds effective weights under the usual keys. Beside it, ``maxq`` holds::
+``state_dict`` holds effective weights under the usual keys, and says so (:mod:`maxq_mm.nn.stored`).
+Beside it, ``maxq`` holds::
 
     version         1
-    dense_fraction  of the ramp when it was written
-    ramp            its settings
+    settings        of each MaxQHook, in their order
+    ramp            that of the first hook
+    dense_fraction  of the first hook's ramp when it was written
     layers          {module name: settings of its mask}
     raw             {state-dict key: raw weight}
 
 A folded checkpoint carries ``version``, ``layers`` and ``ramp`` under the same key, nothing else.
 """
 
+import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
+from torch import Tensor, nn
 
 from ..functional.ramp import Ramp
-from ..nn.layers import STORED_EFFECTIVE, STORED_KEY
+from ..nn.fold import folded_weight
 from ..nn.sparsify import SparsityHandle
+from ..nn.stored import mark_effective
 from ..utils.errors import InputError
 
 KEY = 'maxq'
@@ -25,6 +31,7 @@ VERSION = 1
 # What a checkpoint for inference consists of.
 _INFERENCE_KEYS = ('meta', 'state_dict')
 _FOLDED_KEYS = ('version', 'layers', 'ramp')
+_PARTS = {'settings': list, 'ramp': dict, 'layers': dict, 'raw': dict}
 
 
 @torch.no_grad()
@@ -32,21 +39,25 @@ def store_effective(checkpoint: dict, handle: SparsityHandle) -> None:
     """Put effective weights into ``checkpoint['state_dict']`` and the raw ones beside it.
 
     They are computed from the state dict's own weights (averaged ones under EMA), on the layers'
-    device, so that validation and the checkpoint agree to the last bit.
+    device, so that validation and the checkpoint agree to the last bit. Each hook adds its own.
     """
     state = checkpoint['state_dict']
-    raw = {}
+    part = checkpoint.setdefault(KEY, dict(
+        version=VERSION, settings=[], ramp=asdict(handle.ramp),
+        dense_fraction=handle.dense_fraction, layers={}, raw={}))
+    part['settings'].append(handle.settings.as_dict())
+    active = set(handle.active.values())
     for name, layer in handle.names.items():
+        if layer not in active:  # folded since
+            continue
         key = f'{name}.weight'
-        raw[key] = state[key]
-        state[key] = layer.apply_mask(raw[key].to(layer.weight.device)).to(raw[key].device)
-        state._metadata[name][STORED_KEY] = STORED_EFFECTIVE
-    checkpoint[KEY] = dict(
-        version=VERSION, dense_fraction=handle.dense_fraction, ramp=asdict(handle.ramp), raw=raw,
-        layers={name: layer.settings.as_dict() for name, layer in handle.names.items()})
+        raw = state[key]
+        part['raw'][key], part['layers'][name] = raw, layer.settings.as_dict()
+        state[key] = layer.apply_mask(raw.to(layer.weight.device)).to(raw.device)
+    mark_effective(state)
 
 
-def raw_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
+def raw_weights(checkpoint: dict) -> dict[str, Tensor]:
     """Raw weights by state-dict key; empty for a checkpoint without any.
 
     Raises:
@@ -66,7 +77,7 @@ def layer_patterns(checkpoint: dict) -> dict[str, str]:
 
 
 def trained_ramp(checkpoint: dict) -> Ramp | None:
-    """The ramp of a training or a folded checkpoint; None of any other.
+    """The ramp of a training or a folded checkpoint (the first, of several); None of any other.
 
     Raises:
         InputError: written by a newer version, or of another layout.
@@ -75,15 +86,36 @@ def trained_ramp(checkpoint: dict) -> Ramp | None:
     return None if ramp is None else Ramp.parse(ramp)
 
 
+def trained_settings(checkpoint: dict) -> list[dict]:
+    """Settings of each hook that a training checkpoint was written with; empty for any other.
+
+    Raises:
+        InputError: written by a newer version, or of another layout.
+    """
+    return _maxq(checkpoint).get('settings', [])
+
+
 def _maxq(checkpoint: dict) -> dict:
     maxq = checkpoint.get(KEY, {})
     if not isinstance(maxq, dict) or maxq.get('version', VERSION) != VERSION:
         raise InputError(f"the checkpoint's {KEY!r} part is not of version {VERSION}")
+    for name, kind in _PARTS.items():
+        if name in maxq and not isinstance(maxq[name], kind):
+            raise InputError(f"the checkpoint's {KEY}.{name} is a {type(maxq[name]).__name__}, no "
+                             f'{kind.__name__}')
+    for name, settings in maxq.get('layers', {}).items():
+        if not isinstance(settings, dict) or not isinstance(settings.get('pattern'), str):
+            raise InputError(f"the checkpoint's {KEY}.layers has no pattern for {name!r}")
+    for key, weight in maxq.get('raw', {}).items():
+        if not isinstance(weight, Tensor):
+            raise InputError(f"the checkpoint's {KEY}.raw[{key!r}] is no tensor")
     return maxq
 
 
 def fold_checkpoint(checkpoint: dict) -> dict:
-    """What inference needs of a checkpoint: effective weights, meta, and the layers' patterns.
+    """What inference needs of a checkpoint, which stays as it is: meta, patterns and weights.
+
+    The weights are those of :func:`maxq_mm.fold`, so that files made in different ways are equal.
 
     Raises:
         InputError: no MaxQ checkpoint.
@@ -93,4 +125,26 @@ def fold_checkpoint(checkpoint: dict) -> dict:
         raise InputError(f'no MaxQ checkpoint: it has no {KEY!r} part')
     kept = {key: maxq[key] for key in _FOLDED_KEYS if key in maxq}
     folded = {key: checkpoint[key] for key in _INFERENCE_KEYS if key in checkpoint}
+    if isinstance(folded.get('state_dict'), Mapping):
+        state = copy.copy(folded['state_dict'])  # with its _metadata, unlike its own copy()
+        for key in (f'{name}.weight' for name in maxq['layers']):
+            if isinstance(state.get(key), Tensor):
+                state[key] = folded_weight(state[key])
+        folded['state_dict'] = state
     return {**folded, KEY: kept}
+
+
+def check_fits(checkpoint: dict, model: nn.Module) -> None:
+    """Raises InputError if ``model`` would take none of the checkpoint's weights."""
+    state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, Mapping):
+        raise InputError(f"the checkpoint's state_dict is a {type(state).__name__}, no dict")
+    stored = {key.removeprefix('module.'): value for key, value in state.items()
+              if isinstance(value, Tensor)}
+    wanted = model.state_dict()
+    if any(stored[key].shape == wanted[key].shape for key in stored.keys() & wanted.keys()):
+        return
+    first = next(iter(stored), None)
+    raise InputError(f'none of the {len(stored)} weights of the checkpoint fits the model: '
+                     f'{"it has none" if first is None else f"it has such as {first}"}, the model '
+                     f'such as {next(iter(wanted), None)}')

@@ -17,8 +17,6 @@ from ..utils.errors import InputError
 from ..utils.files import written_whole
 from .checkpoint import raw_weights, trained_ramp
 
-# The scalar that MaxQHook logs at every iteration.
-HISTORY = 'train/maxq/dense_fraction'
 _BINS = 80
 # Weights of a large network drawn into the distributions; evenly spaced ones tell as much.
 _MAX_DRAWN = 2_000_000
@@ -46,9 +44,10 @@ def gather(effective: Sequence[Tensor], raw: Sequence[Tensor] | None) -> Weights
     return Weights(drawn[finite], drawn_raw[finite])
 
 
-def history(scalars: Mapping[str, HistoryBuffer]) -> list[float]:
-    """Dense fraction at every iteration that mmengine's log scalars remember."""
-    return scalars[HISTORY].data[0].tolist() if HISTORY in scalars else []
+def history(scalars: Mapping[str, HistoryBuffer], hook: str = 'maxq') -> list[float]:
+    """Dense fraction at every iteration that mmengine's log scalars remember of a MaxQHook."""
+    name = f'train/{hook}/dense_fraction'
+    return scalars[name].data[0].tolist() if name in scalars else []
 
 
 def draw(report: SparsityReport, weights: Weights, fractions: Sequence[float],

@@ -1,6 +1,7 @@
 """The hook that brings MaxQ into a Runner's training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,17 +12,30 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from ..functional.masks import AXES, satisfies
-from ..functional.ramp import Ramp
-from ..nn.layers import MaskSettings, MaxQLayer
+from ..functional.masks import satisfies
+from ..nn.concerns import concerns
+from ..nn.layers import MaxQLayer
 from ..nn.report import report
-from ..nn.select import check_selection, select
-from ..nn.sparsify import SparsityHandle, check_training, sparsify
+from ..nn.select import select
+from ..nn.settings import SparsitySettings
+from ..nn.sparsify import SparsityHandle, make_sparse
 from ..utils.errors import InputError
 from ..utils.tables import table
-from .checkpoint import raw_weights, store_effective
+from .checkpoint import check_fits, raw_weights, store_effective, trained_settings
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a loaded checkpoint leaves for a training that may follow.
+
+    ``raw``: raw weights by state-dict key; ``averaged``: the model has its raw weights already,
+    and they belong into the EMA model alone; ``settings``: those it was trained with.
+    """
+
+    raw: dict[str, Tensor] = field(default_factory=dict)
+    averaged: bool = False
+    settings: list[dict] = field(default_factory=list)
 
 
 def _plain_model(runner: Runner) -> nn.Module:
@@ -43,55 +57,60 @@ def _ema_hook(runner: Runner) -> EMAHook | None:
     return next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
 
 
+def _maxq_hooks(runner: Runner) -> list['MaxQHook']:
+    return [hook for hook in runner.hooks if isinstance(hook, MaxQHook)]
+
+
 @HOOKS.register_module()
 class MaxQHook(Hook):
     """Train the chosen layers to N:M; write ordinary checkpoints; test what is stored.
 
     The arguments are those of :func:`maxq_mm.sparsify`. Priority LOW: after EMA has put the
-    averaged weights into a checkpoint.
+    averaged weights into a checkpoint. Several hooks, with settings and a ramp each, share a model
+    if no layer is chosen by two.
 
     Raises:
-        InputError: a bad argument, named with its value; before any training also names that
-            match no layer, a model without a layer that can be sparse, a ramp that would not be
-            over when training is, and an EMAHook that runs later.
+        InputError: a bad or unknown argument, named; before any training also names that match no
+            layer, a model without a layer that can be sparse, a layer of another MaxQHook, a ramp
+            that would not be over when training is, an EMAHook that runs later, and a checkpoint
+            of which no weight fits the model.
     """
 
     priority = 'LOW'
 
-    def __init__(self, pattern: str, include: Sequence[str] = ('backbone',),
-                 exclude: Sequence[str] = (), overrides: Mapping | None = None,
-                 ramp: dict | None = None, axes: Sequence[str] = AXES, temperature: float = 1e-2,
-                 decay: float = 2e-4, order: str = 'smallest', fixed: bool = False) -> None:
-        self.ramp = Ramp.parse(ramp)
-        check_training(self.ramp, decay, fixed)
-        MaskSettings(pattern, axes, temperature, order, fixed)
-        check_selection(pattern, include, exclude, overrides)
-        self.layers = dict(pattern=pattern, include=include, exclude=exclude, overrides=overrides)
-        self.training = dict(ramp=self.ramp, axes=axes, temperature=temperature, decay=decay,
-                             order=order, fixed=fixed)
+    def __init__(self, pattern: str | None = None, include: Sequence[str] = ('backbone',),
+                 **settings) -> None:
+        self.settings = SparsitySettings.of(pattern=pattern, include=include, **settings)
         self.handle: SparsityHandle | None = None
-        self._attached: list[RemovableHandle] = []
-        self._raw: dict[str, Tensor] = {}
-        self._raw_is_averaged = False
+        self._loaded = _Loaded()
 
     def before_train(self, runner: Runner) -> None:
         """Turn the loaded model sparse and join its optimizers."""
         self._check_runner(runner)
+        if self.handle is not None:  # of an earlier training of the same Runner
+            self.handle.detach()
+        model = _with_frozen_stages(runner)
+        selection = select(model, self.settings)
+        self._check_overlap(runner, model, selection.sparse)
+        self.handle = make_sparse(model, selection, self.settings)
         self._restore_raw(runner)
-        self.handle = sparsify(_with_frozen_stages(runner), **self.layers, **self.training)
-        for attached in self._attached:  # by an earlier training of the same Runner
-            attached.remove()
-        self._attached = [attached for wrapper in _optim_wrappers(runner)
-                          for attached in self.handle.attach(wrapper.optimizer)]
         self._set_progress(runner)
+        warnings = [*self._changes(runner), *concerns(self.handle.active)]
+        self._loaded = _Loaded()
+        self.handle.refresh()
+        for wrapper in _optim_wrappers(runner):
+            self.handle.attach(wrapper.optimizer, strict=True)
         runner.logger.info(_summary(self.handle))
+        for warning in warnings:
+            runner.logger.warning(f'MaxQ: {warning}')
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         # Between two steps only: gradients that add up are those of one mask.
         if all(wrapper.should_update() for wrapper in _optim_wrappers(runner)):
             self._set_progress(runner)
-        scalars = {'train/maxq/dense_fraction': self.handle.dense_fraction,
-                   'train/maxq/sparsity': self.handle.sparsity}
+        label = self._label(runner)
+        scalars = {f'train/{label}/dense_fraction': self.handle.dense_fraction,
+                   f'train/{label}/sparsity': self.handle.sparsity}
         runner.message_hub.update_scalars(scalars)
 
     def before_val(self, runner: Runner) -> None:
@@ -120,70 +139,101 @@ class MaxQHook(Hook):
         """Leave a picture of what was trained in the work dir."""
         from . import figure  # matplotlib takes longer to import than all of this package
 
-        handle, path = self.handle, Path(runner.work_dir) / 'maxq.png'
-        layers = [layer for layer in handle.layers.values() if isinstance(layer, MaxQLayer)]
+        layers, label = self.handle.active, self._label(runner)
         if not layers:  # folded since
             return
-        weights = figure.gather([layer.effective for layer in layers],
-                                [layer.weight for layer in layers])
-        drawn = figure.draw(report(_plain_model(runner)), weights,
-                            figure.history(runner.message_hub.log_scalars), handle.ramp)
+        path = Path(runner.work_dir) / f'{label}.png'
+        weights = figure.gather([layer.effective for layer in layers.values()],
+                                [layer.weight for layer in layers.values()])
+        patterns = {name: str(layer.settings.pattern) for name, layer in layers.items()}
+        drawn = figure.draw(
+            report(_plain_model(runner), patterns=patterns), weights,
+            figure.history(runner.message_hub.log_scalars, label), self.settings.ramp)
         try:
             figure.save(drawn, path)
         except OSError as error:  # a training of days does not fail on a picture
             runner.logger.error(f'MaxQ: cannot write {path}: {error}')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if self.handle is not None:
+        if self.handle is not None and self.handle.active:
             store_effective(checkpoint, self.handle)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the raw weights for a training that may follow; a test uses what it loads."""
-        self._raw = raw_weights(checkpoint)
+        check_fits(checkpoint, _plain_model(runner))
         # EMAHook ran before and has put the trained weights, which are raw, back in their place.
-        self._raw_is_averaged = (_ema_hook(runner) is not None and runner._resume
-                                 and 'ema_state_dict' in checkpoint)
+        averaged = (_ema_hook(runner) is not None and runner._resume
+                    and 'ema_state_dict' in checkpoint)
+        self._loaded = _Loaded(raw_weights(checkpoint), averaged, trained_settings(checkpoint))
 
     @torch.no_grad()
     def _restore_raw(self, runner: Runner) -> None:
         """Go on from the raw weights of the checkpoint that was loaded, if it had any."""
-        targets = [] if self._raw_is_averaged else [_plain_model(runner)]
+        targets = [] if self._loaded.averaged else [_plain_model(runner)]
         ema = _ema_hook(runner)
         if ema is not None:
             targets.append(ema.ema_model.module)
+        raw = {key: self._loaded.raw[key] for name in self.handle.names
+               if (key := f'{name}.weight') in self._loaded.raw}
         for target in targets:
             state = target.state_dict()
-            unfit = [key for key, weight in self._raw.items()
-                     if key not in state or state[key].shape != weight.shape]
+            unfit = [key for key, weight in raw.items() if state[key].shape != weight.shape]
             if unfit:
                 runner.logger.warning(f'MaxQ: {len(unfit)} raw weights of the checkpoint do not '
                                       f'fit the model, such as {unfit[0]}')
-            for key in self._raw.keys() - set(unfit):
-                state[key].copy_(self._raw[key])
-        self._raw = {}
+            for key in raw.keys() - set(unfit):
+                state[key].copy_(raw[key])
+
+    def _changes(self, runner: Runner) -> list[str]:
+        """What a resumed training does otherwise than the one it resumes."""
+        if not runner._resume or not self._loaded.settings:
+            return []
+        hooks, settings = _maxq_hooks(runner), self.settings.as_dict()
+        if len(hooks) != len(self._loaded.settings):
+            return [f'resumed with {len(hooks)} MaxQHooks from a checkpoint of '
+                    f'{len(self._loaded.settings)}']
+        before = self._loaded.settings[hooks.index(self)]
+        changed = [f'{name} {before.get(name)} -> {value}' for name, value in settings.items()
+                   if before.get(name) != value]
+        return [f'resumed with other settings: {", ".join(changed)}'] if changed else []
+
+    def _check_overlap(self, runner: Runner, model: nn.Module, names: Iterable[str]) -> None:
+        others = {layer for hook in _maxq_hooks(runner) if hook is not self and hook.handle
+                  for layer in hook.handle.active.values()}
+        shared = [name for name in names if model.get_submodule(name) in others]
+        if shared:
+            raise InputError(f'{len(shared)} layers are chosen by two MaxQHooks, such as '
+                             f'{shared[0]}: leave them to one by include and exclude')
+
+    def _label(self, runner: Runner) -> str:
+        """What logs and pictures call this hook: maxq, and of several maxq2, ..."""
+        place = _maxq_hooks(runner).index(self)
+        return f'maxq{place + 1}' if place else 'maxq'
 
     def _invalidate(self) -> None:
         if self.handle is not None:
             self.handle.invalidate()
 
     def _set_progress(self, runner: Runner) -> None:
-        self.handle.set_progress(runner.epoch if self.ramp.by_epoch else runner.iter)
+        ramp = self.settings.ramp
+        self.handle.set_progress(runner.epoch if ramp.by_epoch else runner.iter)
 
     def _check_runner(self, runner: Runner) -> None:
-        if self.ramp.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop) and (
-                self.ramp.end > self.ramp.begin):
+        ramp = self.settings.ramp
+        if ramp.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop) and (
+                ramp.end > ramp.begin):
             raise InputError('ramp by_epoch=True does not fit an iteration-based loop, which has '
                              'no epochs: give begin and end in iterations, and by_epoch=False')
         ema = _ema_hook(runner)
         if ema is not None and runner.hooks.index(ema) > runner.hooks.index(self):
             raise InputError('EMAHook runs after MaxQHook: give it a higher priority than LOW, so '
                              'that the averaged weights are masked')
-        unit, total = (('epoch', runner.max_epochs) if self.ramp.by_epoch else
+        unit, total = (('epoch', runner.max_epochs) if ramp.by_epoch else
                        ('iteration', runner.max_iters))
-        left = self.ramp(total - 1)
+        left = ramp(total - 1)
         if left > 0:
             raise InputError(
-                f'ramp end={self.ramp.end} is too late: in {unit} {total - 1}, the last of {total}'
+                f'ramp end={ramp.end} is too late: in {unit} {total - 1}, the last of {total}'
                 f', {left:.1%} of the blocks would still be dense')
         if runner.cfg.get('efficient_conv_bn_eval') is not None:
             raise InputError('efficient_conv_bn_eval is set: it reads convolution weights past '
@@ -193,8 +243,8 @@ class MaxQHook(Hook):
         model = _with_frozen_stages(runner)
         for module in model.modules():
             if isinstance(module, MaxQLayer):
-                module.as_stored = True
-        sparse = select(model, **self.layers).sparse
+                module.maxq.as_stored = True
+        sparse = select(model, self.settings).sparse
         done = sum(satisfies(model.get_submodule(name).weight, pattern)
                    for name, pattern in sparse.items())
         log = runner.logger.info if done == len(sparse) else runner.logger.warning

@@ -22,6 +22,7 @@ from .selection import split_smallest
 
 AXES = ('filter', 'kernel')
 ORDERS = ('smallest', 'largest', 'random')
+TEMPERATURE = 1e-2
 # Up to this M, ranks by pairwise comparison beat a sort of every block.
 _MAX_PAIRWISE_M = 32
 
@@ -113,6 +114,10 @@ def keep_mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.
     pattern = Pattern.parse(pattern)
     check_order(order)
     _check_fraction(dense_fraction)
+    return _keep(weight, pattern, dense_fraction, order)
+
+
+def _keep(weight: Tensor, pattern: Pattern, dense_fraction: float, order: str) -> Tensor:
     magnitude = to_blocks(weight.abs(), pattern.m)
     keep = _keep_in_blocks(magnitude, pattern)
     dense = _dense_blocks(magnitude, dense_fraction, order)
@@ -132,7 +137,7 @@ def _query(rows: Tensor, pattern: Pattern, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def soft_mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.,
-              axes: Sequence[str] = AXES, temperature: float = 1e-2,
+              axes: Sequence[str] = AXES, temperature: float = TEMPERATURE,
               order: str = 'smallest') -> Tensor:
     """Keep mask times (1 + sum of queries): like ``weight`` ``(O, I, *K)``, 0 or in [1, 3).
 
@@ -142,29 +147,33 @@ def soft_mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.
     Raises:
         InputError: as :func:`keep_mask`; unknown axes; a temperature that is not positive.
     """
-    return _mask(weight, pattern, dense_fraction, axes, temperature, order, effective=False)
+    return _checked(weight, pattern, dense_fraction, axes, temperature, order, effective=False)
 
 
 @torch.no_grad()
 def effective_weight(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.,
-                     axes: Sequence[str] = AXES, temperature: float = 1e-2,
+                     axes: Sequence[str] = AXES, temperature: float = TEMPERATURE,
                      order: str = 'smallest') -> Tensor:
     """``weight`` times its :func:`soft_mask`, without gradient; the arguments are those."""
-    return _mask(weight, pattern, dense_fraction, axes, temperature, order, effective=True)
+    return _checked(weight, pattern, dense_fraction, axes, temperature, order, effective=True)
 
 
-def _mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float, axes: Sequence[str],
-          temperature: float, order: str, effective: bool) -> Tensor:
+def _checked(weight: Tensor, pattern: str | Pattern, dense_fraction: float, axes: Sequence[str],
+             temperature: float, order: str, effective: bool) -> Tensor:
     pattern = Pattern.parse(pattern)
-    axes = check_axes(axes)
-    temperature = check_temperature(temperature)
-    check_order(order)
     check_blocks(weight.shape, pattern.m)
     _check_fraction(dense_fraction)
+    return mask_weight(weight, pattern, dense_fraction, check_axes(axes),
+                       check_temperature(temperature), check_order(order), effective)
+
+
+def mask_weight(weight: Tensor, pattern: Pattern, dense_fraction: float, axes: tuple[str, ...],
+                temperature: float, order: str, effective: bool = True) -> Tensor:
+    """Soft mask, times ``weight`` if ``effective``; for layers, whose settings are checked once."""
     if native.serves(weight, pattern, order):
         count = dense_count(dense_fraction, weight.numel() // pattern.m)
         return native.soft_mask(weight, pattern, count, axes, temperature, order, effective)
-    keep = keep_mask(weight, pattern, dense_fraction, order)
+    keep = _keep(weight, pattern, dense_fraction, order)
     mask = torch.ones_like(weight, memory_format=torch.contiguous_format)
     if not pattern.is_dense:
         magnitude = weight.abs()

@@ -4,63 +4,23 @@ The parameter ``weight`` ``(O, I, *K)`` stays the raw one; the effective weight 
 kept until the raw weight changes, and is no part of the state dict.
 """
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..functional.masks import (
-    AXES,
-    check_axes,
-    check_order,
-    check_temperature,
-    dense_count,
-    effective_weight,
-    keep_mask,
-)
+from ..functional.masks import AXES, TEMPERATURE, dense_count, keep_mask, mask_weight
 from ..functional.pattern import Pattern
 from ..functional.straight_through import StraightThrough
-from ..utils.errors import InputError
-
-# In the metadata that a state dict carries for each module: which of the two weights it holds.
-STORED_KEY, STORED_EFFECTIVE = 'maxq', 'effective'
-
-
-@dataclass(frozen=True)
-class MaskSettings:
-    """What a layer's mask is made with; see :func:`maxq_mm.soft_mask`.
-
-    ``fixed``: the keep mask is chosen once, from the weights of that moment, and its gradient is
-    masked (ASP, arXiv 2104.08378) instead of straight-through.
-
-    Raises:
-        InputError: a bad value, named.
-    """
-
-    pattern: Pattern | str
-    axes: Sequence[str] = AXES
-    temperature: float = 1e-2
-    order: str = 'smallest'
-    fixed: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, 'pattern', Pattern.parse(self.pattern))
-        object.__setattr__(self, 'axes', check_axes(self.axes))
-        object.__setattr__(self, 'temperature', check_temperature(self.temperature))
-        check_order(self.order)
-        if not isinstance(self.fixed, bool):
-            raise InputError(f'fixed must be True or False, got {self.fixed!r}')
-
-    def as_dict(self) -> dict:
-        """Plain values, as they go into a checkpoint."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**values, 'pattern': str(self.pattern), 'axes': list(self.axes)}
+from .settings import ORDER, MaskSettings
+from .state import LayerState
+from .stored import is_effective
 
 
-def structural_reason(module: nn.Module, pattern: Pattern) -> str | None:
+def shape_reason(module: nn.Module, pattern: Pattern) -> str | None:
     """Why a conv or linear layer's shape admits no ``pattern``; None if it does."""
     if getattr(module, 'groups', 1) != 1:
         return f'grouped ({module.groups} groups)'
@@ -73,52 +33,71 @@ def structural_reason(module: nn.Module, pattern: Pattern) -> str | None:
 class MaxQLayer(nn.Module):
     """What the two layers share: the raw weight's mask and when it is computed anew.
 
-    Constructed with the dense layer's arguments and those of :class:`MaskSettings`. A layer whose
-    shape admits no pattern (``dense_reason`` says why) acts as a dense one.
+    Constructed with the dense layer's arguments and those of :class:`.settings.MaskSettings`. A
+    layer whose shape admits no pattern (``dense_reason`` says why) acts as a dense one.
     """
 
     dense_type: type[nn.Module]
+    maxq: LayerState
 
-    def __init__(self, *args, pattern: str, axes: Sequence[str] = AXES, temperature: float = 1e-2,
-                 order: str = 'smallest', fixed: bool = False, **kwargs) -> None:
+    def __init__(self, *args, pattern: str, axes: Sequence[str] = AXES,
+                 temperature: float = TEMPERATURE, order: str = ORDER, fixed: bool = False,
+                 **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self._init_maxq(MaskSettings(pattern, axes, temperature, order, fixed))
-
-    def _init_maxq(self, settings: MaskSettings) -> None:
-        self.settings = settings
-        self.dense_reason = structural_reason(self, settings.pattern)
-        self.dense_fraction = 0.0
-        # True: ``weight`` holds effective values already (a loaded checkpoint), until trained.
-        self.as_stored = False
-        self._keep: Tensor | None = None
-        self._effective: Tensor | None = None
-        self._source: tuple | None = None
-        # True once torch.compile has traced this layer: compiled code cannot ask whether the raw
-        # weight has changed, so that the effective one follows as soon as it is told so.
-        self.compiled = False
-        # True once an optimizer tells it of its steps.
-        self.attached = False
+        settings = MaskSettings(pattern, axes, temperature, order, fixed)
+        self.maxq = LayerState(settings, shape_reason(self, settings.pattern), built=True)
 
     @classmethod
     def from_dense(cls, module: nn.Module, settings: MaskSettings) -> 'MaxQLayer':
         """Turn a dense layer in place: the same module and parameters, with a mask."""
         module.__class__ = cls
-        module._init_maxq(settings)
+        module.maxq = LayerState(settings, shape_reason(module, settings.pattern))
         return module
 
+    def renew(self, settings: MaskSettings) -> None:
+        """Be sparse with these settings, and take ``weight`` for the raw one."""
+        state = self.maxq
+        if settings != state.settings:
+            state.settings, state.keep = settings, None
+        state.dense_reason, state.as_stored = None, False
+        self.invalidate()
+
     @torch.no_grad()
-    def to_dense(self, effective: Tensor) -> nn.Module:
-        """Turn back in place, the ``effective`` weight stored as the plain one."""
-        self.weight.copy_(effective)
+    def to_dense(self, weight: Tensor) -> nn.Module:
+        """Turn back in place, with this plain ``weight``."""
+        self.weight.copy_(weight)
         self.__class__ = self.dense_type
-        for name in ('settings', 'dense_reason', 'dense_fraction', 'as_stored', '_keep',
-                     '_effective', '_source', 'compiled', 'attached'):
-            delattr(self, name)
+        del self.maxq
         return self
 
     @property
+    def settings(self) -> MaskSettings:
+        return self.maxq.settings
+
+    @property
+    def dense_reason(self) -> str | None:
+        return self.maxq.dense_reason
+
+    @property
     def is_sparse(self) -> bool:
-        return self.dense_reason is None
+        return self.maxq.dense_reason is None
+
+    @property
+    def dense_fraction(self) -> float:
+        """Share of blocks, in [0, 1], that are not N:M yet."""
+        return self.maxq.dense_fraction
+
+    @dense_fraction.setter
+    def dense_fraction(self, fraction: float) -> None:
+        if fraction != self.maxq.dense_fraction:
+            self.maxq.dense_fraction = fraction
+            self.invalidate()
+
+    @property
+    def attached(self) -> bool:
+        """Whether an optimizer tells it of its steps."""
+        owner = None if self.maxq.owner is None else self.maxq.owner()
+        return owner is not None and owner.attached
 
     @property
     def zeros(self) -> int:
@@ -130,29 +109,30 @@ class MaxQLayer(nn.Module):
         dense = 0 if self.settings.fixed else dense_count(self.dense_fraction, blocks)
         return (blocks - dense) * (m - n)
 
+    @torch.no_grad()
     def apply_mask(self, weight: Tensor) -> Tensor:
         """Effective weight of any raw ``weight`` shaped like this layer's, without gradient."""
         if not self.is_sparse:
             return weight.detach()
         settings = self.settings
         if settings.fixed:
-            if self._keep is None:
+            if self.maxq.keep is None:
                 self.refresh()
-            return weight.detach() * self._keep.to(weight.device)
-        return effective_weight(weight, settings.pattern, self.dense_fraction, settings.axes,
-                                settings.temperature, settings.order)
+            return weight.detach() * self.maxq.keep.to(weight.device)
+        return mask_weight(weight, settings.pattern, self.dense_fraction, settings.axes,
+                           settings.temperature, settings.order)
 
     @property
     def effective(self) -> Tensor:
         """The effective weight, without gradient; computed anew only if the raw one changed."""
-        if not self.is_sparse or self.as_stored:
+        if not self.is_sparse or self.maxq.as_stored:
             return self.weight.detach()
         if torch.compiler.is_compiling():
-            from .compilation import join  # imports torch's compiler, which takes half a second
+            from .compilation import join
             join(self)
         else:
             self.refresh_if_stale()
-        return self._effective
+        return self.maxq.effective
 
     def refresh_if_stale(self) -> None:
         """Compute the effective weight, unless it is that of the present raw one."""
@@ -161,35 +141,48 @@ class MaxQLayer(nn.Module):
 
     def _is_current(self) -> bool:
         """Whether the effective weight is that of the present raw one, as far as torch counts."""
-        if self._effective is None or self._source is None or self.weight.is_inference():
+        state = self.maxq
+        if state.effective is None or state.source is None or self.weight.is_inference():
             return False
         # An alias of the weight it was made of: while it lives, no other has its address.
-        alias, version, fraction = self._source
-        return (alias.data_ptr() == self.weight.data_ptr() and version == self.weight._version
-                and fraction == self.dense_fraction)
+        alias, version = state.source
+        return alias.data_ptr() == self.weight.data_ptr() and version == self.weight._version
 
     def refresh(self) -> None:
         """Compute the effective weight from the raw one now."""
         if not self.is_sparse:
             return
+        state = self.maxq
         # Outside inference mode, so that training can use the result, too.
         with torch.inference_mode(False), torch.no_grad():
-            if self.settings.fixed and self._keep is None:
-                self._keep = keep_mask(self.weight, self.settings.pattern)
+            if self.settings.fixed and state.keep is None:
+                state.keep = keep_mask(self.weight, self.settings.pattern)
                 # Pruned weights stay exactly 0, so that the mask can be found again from them.
-                self.weight.mul_(self._keep)
-            if self._keep is not None:
-                self._keep = self._keep.to(self.weight.device)
-            self._effective = None  # never two copies at once
-            self._effective = self.apply_mask(self.weight)
-        self._source = None if self.weight.is_inference() else (
-            self.weight.detach(), self.weight._version, self.dense_fraction)
+                self.weight.mul_(state.keep)
+            if state.keep is not None:
+                state.keep = state.keep.to(self.weight.device)
+            state.effective = None  # never two copies at once
+            state.effective = self.apply_mask(self.weight)
+        state.source = None if self.weight.is_inference() else (
+            self.weight.detach(), self.weight._version)
 
     def invalidate(self) -> None:
         """The raw weight may have changed where torch or compiled code could not see it."""
-        self._source = None
-        if self.compiled:
+        self.maxq.source = None
+        if self.maxq.compiled:
             self.refresh()
+
+    def join_compiled(self) -> None:
+        """A compiler traces this layer: from now on it refreshes without being called.
+
+        Raises:
+            RuntimeError: it is to be trained, and no optimizer would tell it of its steps.
+        """
+        if self.training and self.weight.requires_grad and not self.attached:
+            raise RuntimeError('a MaxQ layer is compiled for training, but its optimizer is not '
+                               'attached: call handle.attach(optimizer) first')
+        self.maxq.compiled = self.maxq.called = True
+        self.refresh_if_stale()
 
     def train(self, mode: bool = True):
         if mode != self.training:
@@ -197,23 +190,28 @@ class MaxQLayer(nn.Module):
         return super().train(mode)
 
     def _weight_for_forward(self) -> Tensor:
-        if self.training:
-            self.as_stored = False
-        if not self.is_sparse or self.as_stored:
+        state = self.maxq
+        if self.training and state.as_stored:
+            state.as_stored = False
+            if self.is_sparse:
+                warnings.warn(
+                    'the weights of a MaxQ layer are effective ones, as a checkpoint holds them, '
+                    'and training takes them for raw ones: they are masked a second time. Train '
+                    'with MaxQHook, which goes on from the raw weights', stacklevel=3)
+        if not self.is_sparse or state.as_stored:
             return self.weight
+        if not torch.compiler.is_compiling():
+            state.called = True
         effective = self.effective
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return effective
-        return StraightThrough.apply(self.weight, effective, self._keep)
+        return StraightThrough.apply(self.weight, effective, state.keep)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        self.as_stored = local_metadata.get(STORED_KEY) == STORED_EFFECTIVE
-        self._keep = None  # a fixed mask is that of the loaded weights
+        self.maxq.as_stored = is_effective(local_metadata)
+        self.maxq.keep = None  # a fixed mask is that of the loaded weights
         self.invalidate()
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_effective': None, '_source': None}
 
     def extra_repr(self) -> str:
         dense = '' if self.is_sparse else f', dense={self.dense_reason!r}'

@@ -1,7 +1,9 @@
 """Turn a model's layers sparse in place, and steer them through training."""
 
-import math
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from weakref import ref
 
 import torch
 from torch import nn
@@ -9,137 +11,183 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..functional.decay import add_decay_
-from ..functional.masks import AXES
+from ..functional.masks import AXES, TEMPERATURE
 from ..functional.pattern import Pattern
 from ..functional.ramp import Ramp
 from ..utils.errors import InputError
-from .layers import MaskSettings, MaxQLayer
-from .select import select
-from .types import sparse_type
+from .concerns import bypass, concerns
+from .layers import MaxQLayer
+from .select import Selection, select
+from .settings import DECAY, ORDER, SparsitySettings
+from .stand_ins import sparse_type
 
 
 class SparsityHandle:
     """The sparse layers of one model, and what drives them in training.
 
+    A layer obeys the handle that made it sparse last, until it is folded. Methods that need layers
+    raise RuntimeError when none is left.
+
     Attributes:
+        settings: what the layers were made sparse with.
         layers: sparse layer by module name, each once.
         names: sparse layer by every name that the model has for it (shared modules have several).
         skipped: reason by name of each layer left dense.
-        ramp: the gradual schedule.
-        decay: lambda of SR-STE (arXiv 2102.04010, equation 8), the pull on pruned weights.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], skipped: dict[str, str], ramp: Ramp,
-                 decay: float) -> None:
-        self.layers = {name: model.get_submodule(name) for name in names}
+    def __init__(self, model: nn.Module, selection: Selection, settings: SparsitySettings) -> None:
+        self.settings = settings
+        self.layers = {name: model.get_submodule(name) for name in selection.sparse}
         sparse = set(self.layers.values())
         self.names = {name: module for name, module in model.named_modules(remove_duplicate=False)
                       if module in sparse}
-        self.skipped = skipped
-        self.ramp, self.decay = ramp, decay
+        self.skipped = selection.skipped
+        self._optimizer_hooks: list[RemovableHandle] = []
+        for layer in sparse:
+            layer.maxq.owner = ref(self)
         self.set_progress(0)
+
+    @property
+    def ramp(self) -> Ramp:
+        return self.settings.ramp
+
+    @property
+    def active(self) -> dict[str, MaxQLayer]:
+        """Those of ``layers`` that are still sparse and this handle's."""
+        return {name: layer for name, layer in self.layers.items() if isinstance(layer, MaxQLayer)
+                and layer.maxq.owner is not None and layer.maxq.owner() is self}
+
+    def _steered(self) -> dict[str, MaxQLayer]:
+        active = self.active
+        if not active:
+            raise RuntimeError('the handle has no sparse layer left: the model was folded, or made '
+                               'sparse anew')
+        return active
 
     def set_progress(self, step: float) -> None:
         """Move the ramp to an epoch or an iteration, in the unit of its begin and end."""
         fraction = self.ramp(step)
-        for layer in self.layers.values():
-            if layer.dense_fraction != fraction:
-                layer.dense_fraction = fraction
-                layer.invalidate()
+        for layer in self._steered().values():
+            layer.dense_fraction = fraction
 
     @property
     def dense_fraction(self) -> float:
         """Share of blocks, in [0, 1], that the ramp leaves dense at present."""
-        return next(iter(self.layers.values())).dense_fraction
+        return next(iter(self._steered().values())).dense_fraction
 
     @property
     def sparsity(self) -> float:
         """Share of the sparse layers' weights, in [0, 1], that the masks prune at present."""
-        weights = sum(layer.weight.numel() for layer in self.layers.values())
-        return sum(layer.zeros for layer in self.layers.values()) / weights
+        layers = self._steered().values()
+        return sum(layer.zeros for layer in layers) / sum(layer.weight.numel() for layer in layers)
 
     def refresh(self) -> None:
         """Compute all effective weights now (layers do it by themselves when they run)."""
-        for layer in self.layers.values():
+        for layer in self._steered().values():
             layer.refresh()
 
     def invalidate(self) -> None:
         """Raw weights may have changed where torch could not see it (``.data``)."""
-        for layer in self.layers.values():
-            if isinstance(layer, MaxQLayer):  # not folded since
-                layer.invalidate()
+        for layer in self.active.values():
+            layer.invalidate()
 
-    def attach(self, optimizer: Optimizer) -> tuple[RemovableHandle, RemovableHandle]:
+    def attach(self, optimizer: Optimizer,
+               strict: bool = False) -> tuple[RemovableHandle, RemovableHandle]:
         """Let every step of ``optimizer`` pull the pruned weights to zero.
 
         decay * weight is added to the gradient of each pruned weight that ``optimizer`` trains,
         inside its ``step``: after unscaling, all-reduce, accumulation and clipping. A step then
-        raises ValueError for a closure, whose gradients would come after the decay. Returns the
-        handles that take this back.
+        raises InputError for a closure, whose gradients would come after the decay, and warns of a
+        layer whose weight has a gradient from past its mask (``strict``: raises InputError).
+        Returns the handles that take this back.
         """
-        for layer in self.layers.values():
-            layer.attached = True
+        self._steered()
 
         @torch.no_grad()
         def add_decay(_, arguments: tuple, named: dict) -> None:
-            if not self.decay:
-                return
             # arguments[0] is the optimizer itself
-            if any(given is not None for given in (*arguments[1:], named.get('closure'))):
+            closure = any(given is not None for given in (*arguments[1:], named.get('closure')))
+            if closure and self.settings.decay:
                 raise InputError('step(closure) computes gradients after the decay of pruned '
                                  'weights was added: set decay=0 or step without a closure')
+            bypassed = None if closure else bypass(self.active)
+            if bypassed and strict:
+                raise InputError(bypassed)
+            if bypassed:
+                warnings.warn(bypassed, stacklevel=2)
+            if not self.settings.decay:
+                return
             trained = {id(p) for group in optimizer.param_groups for p in group['params']}
             # By parameter, so that one that two layers share decays once.
-            layers = {id(layer.weight): layer for layer in self.layers.values()
-                      if isinstance(layer, MaxQLayer) and id(layer.weight) in trained}
+            layers = {id(layer.weight): layer for layer in self.active.values()
+                      if id(layer.weight) in trained}
             # A fused optimizer unscales by itself, inside its step; then the scale is set here.
             scale = getattr(optimizer, 'grad_scale', None)
             for layer in layers.values():
                 if layer.weight.grad is not None:
-                    add_decay_(layer.weight.grad, layer.weight, layer.effective, self.decay, scale)
+                    add_decay_(layer.weight.grad, layer.weight, layer.effective,
+                               self.settings.decay, scale)
 
-        return (optimizer.register_step_pre_hook(add_decay),
-                optimizer.register_step_post_hook(lambda *_: self.invalidate()))
+        hooks = (optimizer.register_step_pre_hook(add_decay),
+                 optimizer.register_step_post_hook(lambda *_: self.invalidate()))
+        self._optimizer_hooks += hooks
+        return hooks
+
+    @property
+    def attached(self) -> bool:
+        """Whether an optimizer tells of its steps (one that is gone makes none unseen)."""
+        registered = ((hook.id, hook.hooks_dict_ref()) for hook in self._optimizer_hooks)
+        return any(hooks is None or number in hooks for number, hooks in registered)
+
+    def detach(self) -> None:
+        """Leave all optimizers alone again."""
+        for hook in self._optimizer_hooks:
+            hook.remove()
+        self._optimizer_hooks = []
 
 
-def check_training(ramp: Ramp, decay: float, fixed: bool) -> None:
-    """Raises InputError for a decay that is no finite number >= 0, or a ramp of a fixed mask."""
-    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < math.inf:
-        raise InputError(f'decay must be a number >= 0, got {decay!r}')
-    if fixed and ramp.begin != ramp.end:
-        raise InputError(f'fixed=True takes no ramp (the mask is chosen once), got {ramp}')
+def make_sparse(model: nn.Module, selection: Selection,
+                settings: SparsitySettings) -> SparsityHandle:
+    """What :func:`sparsify` does with a selection; masks are computed when they are needed."""
+    for name, pattern in selection.sparse.items():
+        module = model.get_submodule(name)
+        if not isinstance(module, MaxQLayer):
+            sparse_type(module).from_dense(module, settings.mask(pattern))
+        elif module.maxq.built:
+            module.renew(replace(module.settings, pattern=pattern))
+        else:  # by another call
+            module.renew(settings.mask(pattern))
+    for name, reason in selection.skipped.items():
+        module = model.get_submodule(name)
+        if isinstance(module, MaxQLayer) and not _steered_elsewhere(module):
+            module.maxq.dense_reason = reason
+    return SparsityHandle(model, selection, settings)
+
+
+def _steered_elsewhere(layer: MaxQLayer) -> bool:
+    return layer.maxq.owner is not None and layer.maxq.owner() is not None
 
 
 def sparsify(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = (),
              exclude: Sequence[str] = (), overrides: Mapping | None = None,
              ramp: dict | Ramp | None = None, axes: Sequence[str] = AXES,
-             temperature: float = 1e-2, decay: float = 2e-4, order: str = 'smallest',
+             temperature: float = TEMPERATURE, decay: float = DECAY, order: str = ORDER,
              fixed: bool = False) -> SparsityHandle:
     """Make the chosen layers of ``model`` N:M sparse, in place (MaxQ, arXiv 2312.07061).
 
     Parameters keep their identity, values and names; from now on the forward pass uses the
-    effective weights. See :func:`maxq_mm.nn.select.select` for ``include``, ``exclude`` and
-    ``overrides``, :func:`maxq_mm.soft_mask` for ``axes``, ``temperature`` and ``order``,
-    :func:`maxq_mm.dense_fraction` for ``ramp`` (``dict(type, begin, end, by_epoch)``), and
-    :class:`.layers.MaskSettings` for ``fixed``. Layers built as MaxQ layers keep their settings.
+    effective weights. See :class:`.settings.SparsitySettings` for ``include``, ``exclude``,
+    ``overrides``, ``ramp``, ``decay`` and ``fixed``, and :func:`maxq_mm.soft_mask` for ``axes``,
+    ``temperature`` and ``order``. Layers built as MaxQ layers keep their settings. A second call
+    makes the layers that it chooses sparse anew; the first handle keeps the others.
 
     Raises:
         InputError: a bad argument, named with its value; no layer that can be sparse.
     """
-    ramp = Ramp.parse(ramp)
-    check_training(ramp, decay, fixed)
-    MaskSettings(pattern, axes, temperature, order, fixed)
-    selection = select(model, pattern, include, exclude, overrides)
-    for name, layer_pattern in selection.sparse.items():
-        module = model.get_submodule(name)
-        if not isinstance(module, MaxQLayer):
-            settings = MaskSettings(layer_pattern, axes, temperature, order, fixed)
-            module = sparse_type(module).from_dense(module, settings)
-        module.as_stored = False
-    for name, reason in selection.skipped.items():
-        module = model.get_submodule(name)
-        if isinstance(module, MaxQLayer):
-            module.dense_reason = reason
-    handle = SparsityHandle(model, list(selection.sparse), selection.skipped, ramp, decay)
+    settings = SparsitySettings(pattern, axes, temperature, order, fixed, include, exclude,
+                                overrides, ramp, decay)
+    handle = make_sparse(model, select(model, settings), settings)
+    for concern in concerns(handle.active):
+        warnings.warn(f'sparsify: {concern}', stacklevel=2)
     handle.refresh()
     return handle

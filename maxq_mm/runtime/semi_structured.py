@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..functional.masks import satisfies
 from ..nn.layers import MaxQConv2d, MaxQLayer, MaxQLinear
-from ..nn.types import sparse_type
+from ..nn.stand_ins import sparse_type
 from ..utils.errors import InputError, first_line
 from ..utils.tables import table
 from .cusparselt import DTYPES, check_gpu, least_shape, milliseconds

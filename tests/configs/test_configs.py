@@ -43,8 +43,8 @@ def test_builds(name):
     drops = [epoch for scheduler in cfg.param_scheduler
              for epoch in scheduler.get('milestones', [cfg.train_cfg.max_epochs])]
     for hook in hooks:
-        assert hook.ramp(min(drops) - 1) == 0, 'the ramp is not over before the first drop'
-        selection = select(model, **hook.layers)
+        assert hook.settings.ramp(min(drops) - 1) == 0, 'the ramp is not over before the first drop'
+        selection = select(model, hook.settings)
         in_backbone = {name: reason for name, reason in selection.skipped.items()
                        if name.startswith('backbone')}
         assert in_backbone == {'backbone.conv1': '3 input channels, not divisible by '

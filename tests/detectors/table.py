@@ -18,6 +18,7 @@ KINDS = {
     'in-projection|NonDynamicallyQuantizableLinear': 'attention projection(s)',
     'Embedding|DETR|DINO': 'embedding(s)',  # the models hold that of their levels themselves
     'WindowMSA': 'position table(s)',
+    'without calling': 'read past the layer',
 }
 
 

@@ -16,11 +16,13 @@ PATTERN = '2:4'
 
 class Detector(NamedTuple):
     """``config`` of mmdet; ``shrink`` changes its model; ``reasons`` it must show for dense layers
-    (all but those of input channels)."""
+    (all but those of input channels); ``trains``: its loss needs nothing that mmdet
+    does not install (PAA's needs scikit-learn)."""
 
     config: str
     shrink: dict
     reasons: tuple[str, ...] = ('frozen', )
+    trains: bool = True
 
 
 R18 = {'backbone.depth': 18, 'neck.in_channels': [64, 128, 256, 512]}
@@ -36,6 +38,10 @@ DETECTORS = {
     'RetinaNet': Detector('retinanet/retinanet_r18_fpn_1x_coco', {}),
     'FCOS': Detector('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco', R18),
     'ATSS': Detector('atss/atss_r50_fpn_1x_coco', R18),
+    'TOOD': Detector('tood/tood_r50_fpn_1x_coco', R18, ('frozen', 'TaskDecomposition')),
+    'PAA': Detector('paa/paa_r50_fpn_1x_coco', R18, trains=False),
+    'VFNet': Detector('vfnet/vfnet_r50_fpn_1x_coco', R18, ('frozen', 'DeformConv2d')),
+    'DDOD': Detector('ddod/ddod_r50_fpn_1x_coco', {**R18, 'bbox_head.use_dcn': False}),
     'SOLOv2': Detector('solov2/solov2-light_r18_fpn_ms-3x_coco', {}),
     'YOLOX': Detector('yolox/yolox_tiny_8xb8-300e_coco', {}, ()),
     'RTMDet': Detector('rtmdet/rtmdet_tiny_8xb32-300e_coco', {}, ('grouped', )),

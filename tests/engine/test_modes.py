@@ -192,7 +192,10 @@ def test_load_from_a_folded_checkpoint(tmp_path):
     record = Record()
     runner = make_runner(tmp_path / 'b', [HOOK], load_from=str(tmp_path / 'folded.pth'))
     runner.register_hook(record)
+    warnings = []
+    runner.logger.warning = lambda message, *_: warnings.append(message)
     runner.train()
+    assert any('satisfy their pattern before training' in message for message in warnings)
     for key in CONVS:
         assert torch.equal(record.model[key], folded['state_dict'][key])
         assert satisfies(record.model[key], '2:4')

@@ -39,3 +39,12 @@ def test_a_weight_that_layers_share_is_masked_once():
         before = model(x)
         fold(model)
         assert torch.equal(model(x), before)
+
+
+def test_zeros_have_no_sign():
+    """So that files of the same network are equal, whichever way they were folded."""
+    model = nn.Sequential(nn.Linear(64, 64, bias=False))
+    sparsify(model, '2:4', axes=(), fixed=True)
+    assert model[0].effective.signbit()[model[0].effective == 0].any()
+    fold(model)
+    assert not model[0].weight.signbit()[model[0].weight == 0].any()

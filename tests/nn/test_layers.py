@@ -98,9 +98,9 @@ def effective_of(layer):
 def test_follows_every_change_of_the_raw_weight(layer_and_input):
     layer, x = layer_and_input
     layer(x)
-    before = layer._effective
+    before = layer.maxq.effective
     layer(x)
-    assert layer._effective is before, 'computed anew though nothing changed'
+    assert layer.maxq.effective is before, 'computed anew though nothing changed'
     with torch.no_grad():
         layer.weight.mul_(-0.5)
     assert torch.equal(layer.effective, effective_of(layer))
@@ -121,7 +121,7 @@ def test_copies_do_not_carry_the_derived_weight(layer_and_input):
     layer, x = layer_and_input
     output = layer(x)
     twin = copy.deepcopy(layer)
-    assert twin._effective is None
+    assert twin.maxq.effective is None
     assert torch.equal(twin(x), output)
 
 

@@ -5,7 +5,13 @@ from mmcv.cnn.bricks.wrappers import Linear as WrappedLinear
 from torch import nn
 
 from maxq_mm.functional.pattern import Pattern
-from maxq_mm.nn.select import select
+from maxq_mm.nn.select import Selection
+from maxq_mm.nn.select import select as select_by
+from maxq_mm.nn.settings import SparsitySettings
+
+
+def select(model: nn.Module, pattern: str, **settings) -> Selection:
+    return select_by(model, SparsitySettings(pattern, **settings))
 
 
 class Scaled(nn.Conv2d):

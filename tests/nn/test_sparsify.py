@@ -225,3 +225,80 @@ def test_parameters_added_to_the_optimizer_later_decay():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     assert torch.allclose(model[1].weight, before * (1 - 0.5 * pruned.float()))
+
+
+def test_a_second_call_is_honoured(model):
+    first = sparsify(model, '2:4', ramp=dict(end=4), decay=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    first.attach(optimizer)
+    second = sparsify(model, '1:4', include=('0', '4'), decay=0.)
+    second.attach(optimizer)
+    assert {name: str(model.get_submodule(name).settings.pattern) for name in ('0', '2', '4')} == {
+        '0': '1:4', '2': '2:4', '4': '1:4'}
+    assert second.skipped == {'2': 'not in include'}
+    assert satisfies(model[0].effective, '1:4')
+    first.set_progress(0)
+    assert [model[i].dense_fraction for i in (0, 2, 4)] == [0., 1., 0.]
+    first.set_progress(4)
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    pruned = ~keep_mask(before[2], '2:4')
+    assert torch.equal(model[0].weight, before[0]), 'decayed by the handle that lost it'
+    assert torch.allclose(model[2].weight, before[2] * (1 - 0.1 * pruned.float()))
+
+
+def test_a_fixed_mask_is_chosen_anew_for_other_settings(model):
+    sparsify(model, '2:4', fixed=True, axes=())
+    sparsify(model, '1:4', fixed=True, axes=())
+    assert all(satisfies(model[i].weight, '1:4') for i in (0, 2, 4))
+
+
+def test_a_handle_without_layers_says_so(model):
+    handle = sparsify(model, '2:4')
+    fold(model)
+    for call in (lambda: handle.set_progress(1), handle.refresh, lambda: handle.sparsity,
+                 lambda: handle.dense_fraction,
+                 lambda: handle.attach(torch.optim.SGD(model.parameters(), lr=0.1))):
+        with pytest.raises(RuntimeError, match='the model was folded'):
+            call()
+    handle.invalidate()
+    handle.detach()
+
+
+def test_a_model_folded_in_part_is_steered_in_part(model):
+    handle = sparsify(model, '1:4', ramp=dict(end=2))
+    fold(model[0])
+    handle.set_progress(2)
+    assert list(handle.active) == ['2', '4']
+    assert handle.sparsity == 0.75
+
+
+def built(pattern: str = '2:4') -> nn.Module:
+    from maxq_mm import MaxQLinear
+    return nn.ModuleDict({name: MaxQLinear(32, 32, pattern=pattern) for name in 'abc'})
+
+
+def test_layers_built_sparse_follow_include_exclude_and_overrides():
+    model = built()
+    handle = sparsify(model, '1:8', include=('a', 'b'), exclude=('b', ))
+    assert list(handle.layers) == ['a']
+    assert handle.skipped == {'b': 'in exclude', 'c': 'not in include'}
+    assert torch.equal(model['b'].effective, model['b'].weight)
+    assert satisfies(model['a'].effective, '2:4'), 'a pattern of its own'
+    handle = sparsify(model, '1:8', overrides={'a': '1:4', 'b': None})
+    assert handle.skipped == {'b': 'dense by overrides'}
+    assert satisfies(model['a'].effective, '1:4')
+    assert torch.equal(model['b'].effective, model['b'].weight)
+    assert satisfies(model['c'].effective, '2:4')
+    assert not satisfies(model['c'].effective, '1:4')
+
+
+def test_two_handles_share_a_model_of_built_layers():
+    model = built()
+    first = sparsify(model, '2:4', include=('a', ), ramp=dict(end=2))
+    second = sparsify(model, '2:4', include=('b', ))
+    assert [list(first.active), list(second.active)] == [['a'], ['b']]
+    assert [model[name].is_sparse for name in 'abc'] == [True, True, False]
+    assert (first.dense_fraction, second.dense_fraction) == (1., 0.)

@@ -13,7 +13,7 @@ from torch import nn
 
 from maxq_mm import fold, satisfies, sparsify
 from maxq_mm.nn.layers import MaxQLayer
-from maxq_mm.nn.types import sparse_type
+from maxq_mm.nn.stand_ins import sparse_type
 
 from ..reference import reference_soft_mask
 
