@@ -24,6 +24,7 @@ from ..functional.masks import (
 from ..functional.pattern import Pattern
 from ..functional.straight_through import StraightThrough
 from ..utils.errors import InputError
+from .refresh import invalidate, refresh_stale
 
 # In the metadata that a state dict carries for each module: which of the two weights it holds.
 STORED_KEY, STORED_EFFECTIVE = 'maxq', 'effective'
@@ -96,6 +97,8 @@ class MaxQLayer(nn.Module):
         # True once torch.compile has traced this layer: compiled code cannot ask whether the raw
         # weight has changed, so that the effective one follows as soon as it is told so.
         self.compiled = False
+        # Layers that are refreshed together with this one where that is faster: on GPUs.
+        self.peers: Sequence[MaxQLayer] = ()
         # True once an optimizer tells it of its steps.
         self.attached = False
 
@@ -112,7 +115,7 @@ class MaxQLayer(nn.Module):
         self.weight.copy_(effective)
         self.__class__ = self.dense_type
         for name in ('settings', 'dense_reason', 'dense_fraction', 'as_stored', '_keep',
-                     '_effective', '_source', 'compiled', 'attached'):
+                     '_effective', '_source', 'compiled', 'peers', 'attached'):
             delattr(self, name)
         return self
 
@@ -157,7 +160,12 @@ class MaxQLayer(nn.Module):
     def refresh_if_stale(self) -> None:
         """Compute the effective weight, unless it is that of the present raw one."""
         if not self._is_current():
-            self.refresh()
+            refresh_stale(self)
+
+    def needs_refresh(self) -> bool:
+        """Whether its forward pass would compute the effective weight anew."""
+        return (self.is_sparse and not self.as_stored and not self.weight.is_inference()
+                and not self._is_current())
 
     def _is_current(self) -> bool:
         """Whether the effective weight is that of the present raw one, as far as torch counts."""
@@ -180,16 +188,24 @@ class MaxQLayer(nn.Module):
                 self.weight.mul_(self._keep)
             if self._keep is not None:
                 self._keep = self._keep.to(self.weight.device)
-            self._effective = None  # never two copies at once
-            self._effective = self.apply_mask(self.weight)
+            self.drop_effective()  # never two copies at once
+            self.keep_effective(self.apply_mask(self.weight))
+
+    def drop_effective(self) -> None:
+        self._effective = None
+
+    def keep_effective(self, effective: Tensor) -> None:
+        """Take ``effective`` for that of the present raw weight."""
+        self._effective = effective
         self._source = None if self.weight.is_inference() else (
             self.weight.detach(), self.weight._version, self.dense_fraction)
 
+    def outdate(self) -> None:
+        self._source = None
+
     def invalidate(self) -> None:
         """The raw weight may have changed where torch or compiled code could not see it."""
-        self._source = None
-        if self.compiled:
-            self.refresh()
+        invalidate([self])
 
     def train(self, mode: bool = True):
         if mode != self.training:
@@ -213,7 +229,7 @@ class MaxQLayer(nn.Module):
         self.invalidate()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, '_effective': None, '_source': None}
+        return {**self.__dict__, '_effective': None, '_source': None, 'peers': ()}
 
     def extra_repr(self) -> str:
         dense = '' if self.is_sparse else f', dense={self.dense_reason!r}'

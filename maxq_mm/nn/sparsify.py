@@ -8,12 +8,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ..functional.decay import add_decay_
+from ..functional.decay import add_decays_
 from ..functional.masks import AXES
 from ..functional.pattern import Pattern
 from ..functional.ramp import Ramp
 from ..utils.errors import InputError
 from .layers import MaskSettings, MaxQLayer
+from .refresh import invalidate, refresh
 from .select import select
 from .types import sparse_type
 
@@ -37,15 +38,17 @@ class SparsityHandle:
                       if module in sparse}
         self.skipped = skipped
         self.ramp, self.decay = ramp, decay
+        for layer in self.layers.values():
+            layer.peers = tuple(self.layers.values())
         self.set_progress(0)
 
     def set_progress(self, step: float) -> None:
         """Move the ramp to an epoch or an iteration, in the unit of its begin and end."""
         fraction = self.ramp(step)
-        for layer in self.layers.values():
-            if layer.dense_fraction != fraction:
-                layer.dense_fraction = fraction
-                layer.invalidate()
+        moved = [layer for layer in self.layers.values() if layer.dense_fraction != fraction]
+        for layer in moved:
+            layer.dense_fraction = fraction
+        invalidate(moved)
 
     @property
     def dense_fraction(self) -> float:
@@ -60,14 +63,12 @@ class SparsityHandle:
 
     def refresh(self) -> None:
         """Compute all effective weights now (layers do it by themselves when they run)."""
-        for layer in self.layers.values():
-            layer.refresh()
+        refresh(self.layers.values())
 
     def invalidate(self) -> None:
         """Raw weights may have changed where torch could not see it (``.data``)."""
-        for layer in self.layers.values():
-            if isinstance(layer, MaxQLayer):  # not folded since
-                layer.invalidate()
+        invalidate(layer for layer in self.layers.values()
+                   if isinstance(layer, MaxQLayer))  # not folded since
 
     def attach(self, optimizer: Optimizer) -> tuple[RemovableHandle, RemovableHandle]:
         """Let every step of ``optimizer`` pull the pruned weights to zero.
@@ -94,9 +95,10 @@ class SparsityHandle:
                       if isinstance(layer, MaxQLayer) and id(layer.weight) in trained}
             # A fused optimizer unscales by itself, inside its step; then the scale is set here.
             scale = getattr(optimizer, 'grad_scale', None)
-            for layer in layers.values():
-                if layer.weight.grad is not None:
-                    add_decay_(layer.weight.grad, layer.weight, layer.effective, self.decay, scale)
+            pulled = [layer for layer in layers.values() if layer.weight.grad is not None]
+            add_decays_([layer.weight.grad for layer in pulled],
+                        [layer.weight for layer in pulled],
+                        [layer.effective for layer in pulled], self.decay, scale)
 
         return (optimizer.register_step_pre_hook(add_decay),
                 optimizer.register_step_post_hook(lambda *_: self.invalidate()))
