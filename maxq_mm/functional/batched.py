@@ -99,11 +99,19 @@ def _memory_format(weight: Tensor) -> torch.memory_format:
 
 
 class _Run(NamedTuple):
-    """Layers of equal O: which of the S filters are theirs, and ``(L, O)``."""
+    """Layers of equal O: the first of the S filters that are theirs, L, and O."""
 
-    where: slice
+    start: int
     layers: int
     filters: int
+
+    def of(self, joined: Tensor) -> Tensor:
+        """Their part of ``joined`` ``(S, ...)``."""
+        return joined.narrow(0, self.start, self.layers * self.filters)
+
+    def each(self, joined: Tensor) -> Tensor:
+        """Their part of ``joined``, ``(L, O, ...)``."""
+        return self.of(joined).unflatten(0, (self.layers, self.filters))
 
 
 class _Ranked:
@@ -130,7 +138,8 @@ class _Ranked:
             return self.ordered.take(keys)
         # They begin the upper half of a key, the lower bytes first as on every GPU.
         size = self.dtype.itemsize
-        return keys.view(self.dtype)[..., _PLACE_BITS // 8 // size::8 // size]
+        return keys.view(self.dtype).unflatten(-1, (-1, 8 // size)).select(
+            -1, _PLACE_BITS // 8 // size)
 
 
 def _around(keys: Tensor, k: int) -> Tensor:
@@ -153,7 +162,7 @@ class _Chunk:
         start = 0
         for filters, members in groupby(len(weight) for weight in weights):
             layers = len(list(members))
-            self.runs.append(_Run(slice(start, start + layers * filters), layers, filters))
+            self.runs.append(_Run(start, layers, filters))
             start += layers * filters
 
     def keep(self, fraction: float, order: str) -> Tensor:
@@ -162,25 +171,26 @@ class _Chunk:
         keep = _keep_in_blocks(blocks, self.pattern)
         norms = None
         for run in self.runs:
-            total = blocks[run.where].numel() // self.pattern.m // run.layers
+            total = run.of(blocks).numel() // self.pattern.m // run.layers
             count = dense_count(fraction, total)
             if count == total:
-                keep[run.where] = True
+                run.of(keep).fill_(True)
             elif count:
-                if order != 'random' and norms is None:
-                    norms = to_blocks(self.magnitude, self.pattern.m).sum(dim=1)
-                    norms = _Ranked(norms, descending=order == 'largest').keys.view(
-                        len(blocks), -1)
                 if order == 'random':
-                    dense = random_ranks(total, keep.device) < count
-                    dense = dense.expand(run.layers, total)
+                    dense = (random_ranks(total, keep.device) < count).expand(run.layers, total)
                 else:
-                    keys = norms[run.where].reshape(run.layers, total)
-                    dense = keys <= _around(keys, count)[:, :1]
+                    norms = self._ranked_norms(order) if norms is None else norms
+                    keys = run.of(norms).reshape(run.layers, total)
+                    dense = keys <= _around(keys, count).narrow(1, 0, 1)
                 # in the order of to_blocks: (O, *K, G)
                 dense = dense.reshape(run.layers * run.filters, *self.kernel, -1)
-                keep[run.where] |= dense.movedim(-1, 1).unsqueeze(2)
+                run.of(keep).logical_or_(dense.movedim(-1, 1).unsqueeze(2))
         return keep.flatten(1, 2)
+
+    def _ranked_norms(self, order: str) -> Tensor:
+        """Keys of the blocks' L1 norms, those that turn dense first first: ``(S, P * G)``."""
+        norms = to_blocks(self.magnitude, self.pattern.m).sum(dim=1)
+        return _Ranked(norms, descending=order == 'largest').keys.view(len(self.weight), -1)
 
     def soft(self, fraction: float, axes: Sequence[str], temperature: float, order: str,
              effective: bool) -> Tensor:
@@ -196,11 +206,10 @@ class _Chunk:
         if 'kernel' in axes and math.prod(self.kernel) > 1:
             total = torch.ones_like(self.magnitude) if total is None else total
             for run in self.runs:
-                shape = (run.layers, run.filters)
-                keys = self.ranked.keys[run.where].unflatten(0, shape)
-                rows = keys.flatten(1, 2).flatten(2).transpose(1, 2).contiguous()
-                total[run.where].unflatten(0, shape).add_(self._query(
-                    self.magnitude[run.where].unflatten(0, shape), keys, rows, temperature))
+                keys = run.each(self.ranked.keys)
+                rows = keys.flatten(1, 2).flatten(2).transpose(1, 2).clone(
+                    memory_format=torch.contiguous_format)
+                run.each(total).add_(self._query(run.each(self.magnitude), keys, rows, temperature))
         mask = keep.to(self.magnitude.dtype) if total is None else total.mul_(keep)
         return self.weight.mul_(mask) if effective else mask
 
@@ -211,7 +220,7 @@ class _Chunk:
         lists = ((len(rows), *[1] * (keys.ndim - 1)) if pair.ndim == 2 else
                  (len(rows), 1, 1, *self.kernel))
         middle = self.ranked.values(pair).mean(dim=-1).view(lists)
-        important = keys > pair[..., 0].reshape(lists)
+        important = keys > pair.select(-1, 0).reshape(lists)
         return (magnitude - middle).div_(temperature).sigmoid_().mul_(important)
 
 

@@ -21,7 +21,7 @@ from ..functional.masks import (
     effective_weight,
     keep_mask,
 )
-from ..functional.pattern import Pattern
+from ..functional.pattern import Pattern, laid_out_like
 from ..functional.straight_through import StraightThrough
 from ..utils.errors import InputError
 from .refresh import invalidate, refresh_stale
@@ -141,7 +141,7 @@ class MaxQLayer(nn.Module):
         if settings.fixed:
             if self._keep is None:
                 self.refresh()
-            return weight.detach() * self._keep.to(weight.device)
+            return laid_out_like(weight, weight.detach() * self._keep.to(weight.device))
         return effective_weight(weight, settings.pattern, self.dense_fraction, settings.axes,
                                 settings.temperature, settings.order)
 

@@ -9,15 +9,15 @@ from mmengine.dist import get_rank
 
 from maxq_mm import MaxQRunner
 
-from ..engine.runs import Classifier, make_runner
-from .test_training import HOOKS
+from ..engine.runs import make_runner
+from .test_training import HOOKS, classifier
 
 
 def main() -> None:
     out = Path(sys.argv[1])
-    runner = make_runner(out, HOOKS[:1], model=Classifier(dropout=0.), launcher='pytorch',
+    runner = make_runner(out, HOOKS[:1], model=classifier(), launcher='pytorch',
                          batch_size=4 // int(os.environ['WORLD_SIZE']), runner_type=MaxQRunner,
-                         sync_bn='torch')
+                         cfg=dict(sync_bn='torch'))
     runner.train()
     module = runner.model.module
     torch.save(dict(weights={key: value.cpu() for key, value in module.state_dict().items()},

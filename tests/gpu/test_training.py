@@ -23,6 +23,11 @@ def sgd(wrapper='OptimWrapper', **settings) -> dict:
     return dict(type=wrapper, optimizer=dict(type='SGD', lr=0.1, momentum=0.9, **settings))
 
 
+def classifier() -> Classifier:
+    torch.manual_seed(1)
+    return Classifier(dropout=0.)
+
+
 @pytest.fixture
 def exact():
     """Convolutions that give the same bits each time, without TF32."""
@@ -41,7 +46,7 @@ def assert_close(a: dict, b: dict, rtol=1e-4, atol=1e-5) -> None:
 @pytest.mark.parametrize('ema', [False, True])
 def test_training_testing_and_resume(tmp_path, device, exact, ema):
     hooks = [*HOOKS, EMA] if ema else HOOKS
-    runner = make_runner(tmp_path / 'a', hooks, model=Classifier(dropout=0.))
+    runner = make_runner(tmp_path / 'a', hooks, model=classifier())
     runner.train()
     assert next(runner.model.parameters()).device.type == device.type
     whole = load_file(tmp_path / 'a/epoch_4.pth')
@@ -53,7 +58,7 @@ def test_training_testing_and_resume(tmp_path, device, exact, ema):
     tester = make_runner(tmp_path / 'test', [], model=Classifier(),
                          load_from=str(tmp_path / 'a/epoch_4.pth'))
     assert tester.test()['total'] == pytest.approx(validated, rel=1e-4, abs=1e-4)
-    make_runner(tmp_path / 'b', hooks, model=Classifier(dropout=0.), resume=True,
+    make_runner(tmp_path / 'b', hooks, model=classifier(), resume=True,
                 load_from=str(tmp_path / 'a/epoch_2.pth')).train()
     assert not (tmp_path / 'b/epoch_2.pth').exists(), 'nothing was resumed'
     resumed = load_file(tmp_path / 'b/epoch_4.pth')
@@ -63,9 +68,9 @@ def test_training_testing_and_resume(tmp_path, device, exact, ema):
 
 def test_the_gpu_trains_what_the_cpu_does(tmp_path, gpu, exact, monkeypatch):
     """Three epochs of one small network; choices may differ where sums do, so only nearly."""
-    make_runner(tmp_path / 'gpu', HOOKS, model=Classifier(dropout=0.)).train()
+    make_runner(tmp_path / 'gpu', HOOKS, model=classifier()).train()
     code = ('from tests.gpu.test_training import *\n'
-            f'make_runner({str(tmp_path / "cpu")!r}, HOOKS, model=Classifier(dropout=0.)).train()')
+            f'make_runner({str(tmp_path / "cpu")!r}, HOOKS, model=classifier()).train()')
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True,
                    env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
     a, b = (load_file(tmp_path / name / 'epoch_4.pth')['maxq']['raw'] for name in ('gpu', 'cpu'))
@@ -81,7 +86,7 @@ def test_mixed_precision_with_a_fused_optimizer(tmp_path, device, exact):
             'fused': dict(sgd(wrapper, fused=True), **scaled)}
     found = {}
     for name, settings in runs.items():
-        runner = make_runner(tmp_path / name, HOOKS, model=Classifier(dropout=0.),
+        runner = make_runner(tmp_path / name, HOOKS, model=classifier(),
                              optim_wrapper=settings)
         runner.train()
         found[name] = load_file(tmp_path / name / 'epoch_4.pth')
@@ -108,7 +113,7 @@ def test_processes_with_synchronised_batch_norm(tmp_path, gpu):
     assert all(rank['backend'] == 'nccl' and rank['synchronised'] for rank in ranks)
     for rank in ranks:
         assert_close(rank['weights'], ranks[0]['weights'], rtol=0, atol=0)
-    runner = make_runner(tmp_path / 'one', HOOKS[:1], model=Classifier(dropout=0.), batch_size=4)
+    runner = make_runner(tmp_path / 'one', HOOKS[:1], model=classifier(), batch_size=4)
     runner.train()
     one = {key: value.cpu() for key, value in runner.model.state_dict().items()}
     assert_close(one, ranks[0]['weights'], rtol=1e-2, atol=1e-3)
