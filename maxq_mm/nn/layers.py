@@ -24,7 +24,7 @@ from ..functional.masks import (
 from ..functional.pattern import Pattern, laid_out_like
 from ..functional.straight_through import StraightThrough
 from ..utils.errors import InputError
-from .refresh import invalidate, refresh_stale
+from .refresh import invalidate, refresh
 
 # In the metadata that a state dict carries for each module: which of the two weights it holds.
 STORED_KEY, STORED_EFFECTIVE = 'maxq', 'effective'
@@ -160,12 +160,15 @@ class MaxQLayer(nn.Module):
     def refresh_if_stale(self) -> None:
         """Compute the effective weight, unless it is that of the present raw one."""
         if not self._is_current():
-            refresh_stale(self)
+            refresh([self, *self._stale_peers()])
 
-    def needs_refresh(self) -> bool:
-        """Whether its forward pass would compute the effective weight anew."""
-        return (self.is_sparse and not self.as_stored and not self.weight.is_inference()
-                and not self._is_current())
+    def _stale_peers(self) -> list['MaxQLayer']:
+        """The peers to be refreshed along: on GPUs those whose forward pass would do it anyway."""
+        if self.weight.device.type == 'cpu' or self.weight.is_inference():
+            return []
+        return [peer for peer in self.peers if peer is not self
+                and isinstance(peer, MaxQLayer)  # not folded since
+                and not (peer.as_stored or peer.weight.is_inference() or peer._is_current())]
 
     def _is_current(self) -> bool:
         """Whether the effective weight is that of the present raw one, as far as torch counts."""

@@ -38,16 +38,6 @@ def _refresh_chunk(layers: list['MaxQLayer'], settings, fraction: float) -> None
         layer.keep_effective(weight)
 
 
-def refresh_stale(layer: 'MaxQLayer') -> None:
-    """Refresh ``layer``, and on other devices than CPUs those of its peers that need it, too."""
-    stale = [layer]
-    if layer.weight.device.type != 'cpu' and not layer.weight.is_inference():
-        # A peer may have been folded since.
-        stale += [peer for peer in layer.peers if peer is not layer
-                  and hasattr(peer, 'needs_refresh') and peer.needs_refresh()]
-    refresh(stale)
-
-
 def invalidate(layers: Iterable['MaxQLayer']) -> None:
     """Raw weights may have changed where torch or compiled code could not see it."""
     layers = list(layers)
