@@ -22,7 +22,7 @@ from .pattern import Pattern, laid_out_like, to_blocks
 from .ramp import dense_count
 
 # Weights that are joined, at most, unless a single layer has more. Beside its result, a refresh
-# takes up to 25 + 16 N / M bytes of scratch for each of them (float32): 140 MB at 2:4.
+# takes up to 25 + 16 N / M bytes of scratch for each of them (float32), 30 at least: 140 MB at 2:4.
 CHUNK = 1 << 22
 # Up to so many kept (or pruned) weights of a block are found one after another.
 _MAX_STEPS = 4
