@@ -66,7 +66,7 @@ def test_training_testing_and_resume(tmp_path, device, exact, ema):
     assert_close(resumed['maxq']['raw'], whole['maxq']['raw'])
 
 
-def test_the_gpu_trains_what_the_cpu_does(tmp_path, gpu, exact, monkeypatch):
+def test_the_gpu_trains_what_the_cpu_does(tmp_path, gpu, exact):
     """Three epochs of one small network; choices may differ where sums do, so only nearly."""
     make_runner(tmp_path / 'gpu', HOOKS, model=classifier()).train()
     code = ('from tests.gpu.test_training import *\n'
