@@ -1,6 +1,7 @@
-"""Fixtures that tests of several layers share."""
+"""Fixtures that tests of several layers share; GPUs are hidden from all but ``tests/gpu``."""
 
 import json
+import os
 import runpy
 import sys
 import warnings
@@ -15,6 +16,22 @@ from .running import ROOT
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
 for folder in ('tools', 'projects/nuclei'):
     sys.path.insert(0, str(ROOT / folder))
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption('--device', choices=('cuda', 'cpu'), default='cuda',
+                     help='what tests/gpu runs on, as far as that can be on a CPU')
+
+
+def pytest_configure(config) -> None:
+    """Hide GPUs, before torch looks for them, from tests that compare with a CPU's results.
+
+    ``pytest tests/gpu``, by itself, sees them.
+    """
+    asked = [Path(argument.split('::')[0]).resolve() for argument in config.args]
+    alone = all((ROOT / 'tests/gpu') in (path, *path.parents) for path in asked)
+    if not alone or config.getoption('--device') == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
 class Golden:

@@ -28,13 +28,14 @@ from torch import nn
 from maxq_mm import cli, fold, soft_mask, sparsify
 from maxq_mm.cli.timing import alternate, machine, summarize
 from maxq_mm.engine.cpu_amp import CPUAmpOptimWrapper
-from maxq_mm.functional import native
-from maxq_mm.functional.masks import effective_weight
+from maxq_mm.functional import batched, native
+from maxq_mm.functional.masks import AXES, effective_weight
 from maxq_mm.functional.pattern import Pattern
 from maxq_mm.utils.tables import table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.reference import reference_soft_mask  # noqa: E402
+from tests.simulated import Simulated  # noqa: E402
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 FRACTIONS = {'ramp at 0': 1., 'half way': 0.5, 'finished': 0.}
@@ -114,9 +115,18 @@ def bench_masks(args: argparse.Namespace, cfg, measure: Callable) -> list[dict]:
             def by_sorting(weight, pattern, fraction, n=n, m=m):
                 return reference_soft_mask(weight, n, m, fraction) * weight
 
-            variants = {'sorted': partial(refresh, by_sorting), 'torch alone': alone,
-                        'maxq_mm': partial(refresh, effective_weight)}
+            variants = {'sorted': partial(refresh, by_sorting)}
             agreement = compare(fit, pattern, fraction)
+            if torch.device(args.device).type == 'cpu':
+                variants |= {'torch alone': alone, 'maxq_mm': partial(refresh, effective_weight)}
+            else:
+                together = partial(batched.soft_masks, fit, Pattern(n, m), fraction, AXES, 1e-2,
+                                   'smallest', effective=True)
+                variants |= {'layer by layer': partial(refresh, effective_weight),
+                             'maxq_mm': together}
+                with Simulated() as counted:  # raises if the host waits for the device
+                    together()
+                agreement['operators_per_layer'] = counted.count / len(fit)
             rows += [dict(pattern=pattern, progress=progress, layers=len(fit),
                           weights=sum(weight.numel() for weight in fit), **agreement, **row)
                      for row in measure(variants, f'{pattern} {progress}', baseline='sorted')]
@@ -246,6 +256,9 @@ def main() -> None:
         print(f'masks that differ from the sorted formulation: '
               f'{sum(row["layers_that_differ"] for row in rows)} layers; largest difference of a '
               f'value: {max(row["largest_difference"] for row in rows):.1e}')
+        operators = [row['operators_per_layer'] for row in rows if 'operators_per_layer' in row]
+        if operators:
+            print(f'operators of a refresh: {min(operators):.1f} to {max(operators):.1f} a layer')
     elif args.what == 'train':
         print(f'memory that MaxQ keeps: {rows[-1]["kept"]:.2f} of the sparse weights')
     if args.json is not None:

@@ -3,7 +3,8 @@
 Source: MaxQ (arXiv 2312.07061), sections 3.2 and 3.3; decay and straight-through from SR-STE
 (arXiv 2102.04010) live with the layers. Deviations from the reference implementation: N = M is
 dense instead of NaN, kernels of any size, ties always broken by position. On CPUs, float32 masks
-come from :mod:`.native`; what is written here defines them.
+come from :mod:`.native`, on other devices all from :mod:`.batched`; what is written here defines
+them. Masks lie in memory as their weights do (channels-last, say).
 
 Shapes: weight ``(O, I, *K)``; B blocks of M as in :mod:`.pattern`; the filter axis ranks rows of
 I * prod(K) weights, the kernel axis rows of O * I weights, one row a kernel position.
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
-from . import native
-from .pattern import Pattern, check_blocks, from_blocks, to_blocks
+from . import batched, native
+from .pattern import Pattern, check_blocks, from_blocks, laid_out_like, to_blocks
+from .ramp import dense_count
 from .selection import split_smallest
 
 AXES = ('filter', 'kernel')
@@ -71,11 +73,6 @@ def _keep_in_blocks(magnitude: Tensor, pattern: Pattern) -> Tensor:
     return (rank >= m - n).t()
 
 
-def dense_count(fraction: float, blocks: int) -> int:
-    """How many of ``blocks`` stay dense at a dense fraction in [0, 1]: rounded down."""
-    return math.floor(fraction * blocks)
-
-
 def _dense_blocks(magnitude: Tensor, fraction: float, order: str) -> Tensor | None:
     """Bool ``(B, 1)``: which blocks of ``magnitude`` ``(B, M)`` stay dense; None for none."""
     total = len(magnitude)
@@ -85,11 +82,8 @@ def _dense_blocks(magnitude: Tensor, fraction: float, order: str) -> Tensor | No
     if count == total:
         return torch.ones(total, 1, dtype=torch.bool, device=magnitude.device)
     if order == 'random':
-        # One fixed ranking: a block that has turned N:M stays so, on every rank and after a resume.
-        generator = torch.Generator().manual_seed(total)
-        score = torch.randperm(total, generator=generator).to(magnitude)
-    else:
-        score = magnitude.sum(dim=1)
+        return (batched.random_ranks(total, magnitude.device) < count)[:, None]
+    score = magnitude.sum(dim=1)
     n_m, _ = split_smallest((-score if order == 'largest' else score)[None], count)
     return ~n_m.t()
 
@@ -114,16 +108,19 @@ def keep_mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.
     pattern = Pattern.parse(pattern)
     check_order(order)
     _check_fraction(dense_fraction)
+    check_blocks(weight.shape, pattern.m)
     return _keep(weight, pattern, dense_fraction, order)
 
 
 def _keep(weight: Tensor, pattern: Pattern, dense_fraction: float, order: str) -> Tensor:
+    if weight.device.type != 'cpu':
+        return batched.keep_masks([weight], pattern, dense_fraction, order)[0]
     magnitude = to_blocks(weight.abs(), pattern.m)
     keep = _keep_in_blocks(magnitude, pattern)
     dense = _dense_blocks(magnitude, dense_fraction, order)
     if dense is not None:
         keep = keep | dense
-    return from_blocks(keep, weight.shape).contiguous()
+    return laid_out_like(weight, from_blocks(keep, weight.shape))
 
 
 def _query(rows: Tensor, pattern: Pattern, temperature: float) -> Tensor:
@@ -170,9 +167,13 @@ def _checked(weight: Tensor, pattern: str | Pattern, dense_fraction: float, axes
 def mask_weight(weight: Tensor, pattern: Pattern, dense_fraction: float, axes: tuple[str, ...],
                 temperature: float, order: str, effective: bool = True) -> Tensor:
     """Soft mask, times ``weight`` if ``effective``; for layers, whose settings are checked once."""
+    if weight.device.type != 'cpu':
+        return batched.soft_masks([weight], pattern, dense_fraction, axes, temperature, order,
+                                  effective)[0]
     if native.serves(weight, pattern, order):
         count = dense_count(dense_fraction, weight.numel() // pattern.m)
-        return native.soft_mask(weight, pattern, count, axes, temperature, order, effective)
+        return laid_out_like(weight, native.soft_mask(weight, pattern, count, axes, temperature,
+                                                       order, effective))
     keep = _keep(weight, pattern, dense_fraction, order)
     mask = torch.ones_like(weight, memory_format=torch.contiguous_format)
     if not pattern.is_dense:
@@ -186,7 +187,7 @@ def mask_weight(weight: Tensor, pattern: Pattern, dense_fraction: float, axes: t
             rows = magnitude.reshape(o * i, positions).t().contiguous()
             mask += _query(rows, pattern, temperature).t().reshape(weight.shape)
     mask.mul_(keep)
-    return mask.mul_(weight.detach()) if effective else mask
+    return laid_out_like(weight, mask.mul_(weight.detach()) if effective else mask)
 
 
 @torch.no_grad()

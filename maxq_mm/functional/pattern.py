@@ -7,6 +7,7 @@ Shapes: a weight is ``(O, I, *K)`` with O output channels, I input channels and 
 import re
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
@@ -70,3 +71,13 @@ def from_blocks(blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Inverse of :func:`to_blocks` for a weight of the given ``(O, I, *K)`` shape."""
     o, i, *kernel = shape
     return blocks.reshape(o, *kernel, i).movedim(-1, 1)
+
+
+def laid_out_like(weight: Tensor, result: Tensor) -> Tensor:
+    """``result`` with the strides of ``weight``, of the same shape; copied if need be."""
+    if result.stride() == weight.stride():
+        return result
+    if all(size == 1 or mine == its for size, mine, its in
+           zip(weight.shape, result.stride(), weight.stride(), strict=True)):
+        return result.as_strided(weight.shape, weight.stride())
+    return torch.empty_like(weight, dtype=result.dtype).copy_(result)

@@ -49,6 +49,11 @@ def dense_fraction(step: float, begin: float, end: float, type: str = 'linear') 
     return min(max(_CURVES[type](step - begin, end - begin), 0.0), 1.0)
 
 
+def dense_count(fraction: float, blocks: int) -> int:
+    """How many of ``blocks`` stay dense at a dense fraction in [0, 1]: rounded down."""
+    return math.floor(fraction * blocks)
+
+
 @dataclass(frozen=True)
 class Ramp:
     """The settings of one ramp; ``by_epoch`` tells the unit of ``begin`` and ``end``.

@@ -41,7 +41,8 @@ def _few_weights(layers: Mapping[str, MaxQLayer]) -> list[str]:
 
 def _masked_already(layers: Mapping[str, MaxQLayer]) -> list[str]:
     scaled = [layer for layer in layers.values()
-              if layer.settings.axes and not layer.settings.pattern.is_dense]
+              if layer.settings.axes and not layer.settings.pattern.is_dense
+              and not layer.weight.is_meta]
     if not scaled or not all(satisfies(layer.weight.detach(), layer.settings.pattern)
                              for layer in scaled):
         return []

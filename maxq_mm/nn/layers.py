@@ -13,8 +13,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..functional.masks import AXES, TEMPERATURE, dense_count, keep_mask, mask_weight
-from ..functional.pattern import Pattern
+from ..functional.pattern import Pattern, laid_out_like
 from ..functional.straight_through import StraightThrough
+from .refresh import invalidate, refresh
 from .settings import ORDER, MaskSettings
 from .state import LayerState
 from .stored import is_effective
@@ -96,8 +97,8 @@ class MaxQLayer(nn.Module):
     @property
     def attached(self) -> bool:
         """Whether an optimizer tells it of its steps."""
-        owner = None if self.maxq.owner is None else self.maxq.owner()
-        return owner is not None and owner.attached
+        handle = self.maxq.handle
+        return handle is not None and handle.attached
 
     @property
     def zeros(self) -> int:
@@ -118,7 +119,7 @@ class MaxQLayer(nn.Module):
         if settings.fixed:
             if self.maxq.keep is None:
                 self.refresh()
-            return weight.detach() * self.maxq.keep.to(weight.device)
+            return laid_out_like(weight, weight.detach() * self.maxq.keep.to(weight.device))
         return mask_weight(weight, settings.pattern, self.dense_fraction, settings.axes,
                            settings.temperature, settings.order)
 
@@ -137,7 +138,15 @@ class MaxQLayer(nn.Module):
     def refresh_if_stale(self) -> None:
         """Compute the effective weight, unless it is that of the present raw one."""
         if not self._is_current():
-            self.refresh()
+            refresh([self, *self._stale_peers()])
+
+    def _stale_peers(self) -> list['MaxQLayer']:
+        """What is refreshed along: on GPUs the layers whose forward pass would do it anyway."""
+        handle = self.maxq.handle
+        if handle is None or self.weight.device.type == 'cpu' or self.weight.is_inference():
+            return []
+        return [peer for peer in handle.active.values() if peer is not self
+                and not (peer.maxq.as_stored or peer.weight.is_inference() or peer._is_current())]
 
     def _is_current(self) -> bool:
         """Whether the effective weight is that of the present raw one, as far as torch counts."""
@@ -162,15 +171,17 @@ class MaxQLayer(nn.Module):
             if state.keep is not None:
                 state.keep = state.keep.to(self.weight.device)
             state.effective = None  # never two copies at once
-            state.effective = self.apply_mask(self.weight)
-        state.source = None if self.weight.is_inference() else (
+            self.keep_effective(self.apply_mask(self.weight))
+
+    def keep_effective(self, effective: Tensor) -> None:
+        """Take ``effective`` for that of the present raw weight."""
+        self.maxq.effective = effective
+        self.maxq.source = None if self.weight.is_inference() else (
             self.weight.detach(), self.weight._version)
 
     def invalidate(self) -> None:
         """The raw weight may have changed where torch or compiled code could not see it."""
-        self.maxq.source = None
-        if self.maxq.compiled:
-            self.refresh()
+        invalidate([self])
 
     def join_compiled(self) -> None:
         """A compiler traces this layer: from now on it refreshes without being called.

@@ -10,13 +10,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ..functional.decay import add_decay_
+from ..functional.decay import add_decays_
 from ..functional.masks import AXES, TEMPERATURE
 from ..functional.pattern import Pattern
 from ..functional.ramp import Ramp
 from ..utils.errors import InputError
 from .concerns import bypass, concerns
 from .layers import MaxQLayer
+from .refresh import invalidate, refresh
 from .select import Selection, select
 from .settings import DECAY, ORDER, SparsitySettings
 from .stand_ins import sparse_type
@@ -55,7 +56,7 @@ class SparsityHandle:
     def active(self) -> dict[str, MaxQLayer]:
         """Those of ``layers`` that are still sparse and this handle's."""
         return {name: layer for name, layer in self.layers.items() if isinstance(layer, MaxQLayer)
-                and layer.maxq.owner is not None and layer.maxq.owner() is self}
+                and layer.maxq.handle is self}
 
     def _steered(self) -> dict[str, MaxQLayer]:
         active = self.active
@@ -67,8 +68,10 @@ class SparsityHandle:
     def set_progress(self, step: float) -> None:
         """Move the ramp to an epoch or an iteration, in the unit of its begin and end."""
         fraction = self.ramp(step)
-        for layer in self._steered().values():
-            layer.dense_fraction = fraction
+        moved = [layer for layer in self._steered().values() if layer.dense_fraction != fraction]
+        for layer in moved:
+            layer.maxq.dense_fraction = fraction
+        invalidate(moved)
 
     @property
     def dense_fraction(self) -> float:
@@ -83,13 +86,11 @@ class SparsityHandle:
 
     def refresh(self) -> None:
         """Compute all effective weights now (layers do it by themselves when they run)."""
-        for layer in self._steered().values():
-            layer.refresh()
+        refresh(self._steered().values())
 
     def invalidate(self) -> None:
         """Raw weights may have changed where torch could not see it (``.data``)."""
-        for layer in self.active.values():
-            layer.invalidate()
+        invalidate(self.active.values())
 
     def attach(self, optimizer: Optimizer,
                strict: bool = False) -> tuple[RemovableHandle, RemovableHandle]:
@@ -123,10 +124,10 @@ class SparsityHandle:
                       if id(layer.weight) in trained}
             # A fused optimizer unscales by itself, inside its step; then the scale is set here.
             scale = getattr(optimizer, 'grad_scale', None)
-            for layer in layers.values():
-                if layer.weight.grad is not None:
-                    add_decay_(layer.weight.grad, layer.weight, layer.effective,
-                               self.settings.decay, scale)
+            pulled = [layer for layer in layers.values() if layer.weight.grad is not None]
+            add_decays_([layer.weight.grad for layer in pulled],
+                        [layer.weight for layer in pulled],
+                        [layer.effective for layer in pulled], self.settings.decay, scale)
 
         hooks = (optimizer.register_step_pre_hook(add_decay),
                  optimizer.register_step_post_hook(lambda *_: self.invalidate()))
@@ -159,13 +160,9 @@ def make_sparse(model: nn.Module, selection: Selection,
             module.renew(settings.mask(pattern))
     for name, reason in selection.skipped.items():
         module = model.get_submodule(name)
-        if isinstance(module, MaxQLayer) and not _steered_elsewhere(module):
+        if isinstance(module, MaxQLayer) and module.maxq.handle is None:
             module.maxq.dense_reason = reason
     return SparsityHandle(model, selection, settings)
-
-
-def _steered_elsewhere(layer: MaxQLayer) -> bool:
-    return layer.maxq.owner is not None and layer.maxq.owner() is not None
 
 
 def sparsify(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = (),

@@ -1,11 +1,15 @@
 """What a MaxQ layer holds beside its dense twin, in one object that leaving sparsity deletes."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import ref
 
 from torch import Tensor
 
 from .settings import MaskSettings
+
+if TYPE_CHECKING:
+    from .sparsify import SparsityHandle
 
 
 @dataclass
@@ -38,6 +42,11 @@ class LayerState:
     called: bool = False
     compiled: bool = False
     owner: ref | None = None
+
+    @property
+    def handle(self) -> 'SparsityHandle | None':
+        """What steers the layer, while it lives."""
+        return None if self.owner is None else self.owner()
 
     def __getstate__(self) -> dict:
         """Copies carry nothing that is derived, and nobody steers them."""

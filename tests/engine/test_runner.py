@@ -69,7 +69,6 @@ def test_two_processes_resume(two_processes, tmp_path):
         assert_close(load_file(tmp_path / f'rank{rank}.pth'), whole, rtol=0, atol=0)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='refused without a GPU')
 def test_other_launchers_need_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv('SLURM_PROCID', '0')
     with pytest.raises(ValueError, match="launcher='slurm' needs GPUs"):

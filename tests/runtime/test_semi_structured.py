@@ -12,11 +12,9 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from maxq_mm import fold, sparsify, to_semi_structured
-from maxq_mm.runtime.cusparselt import check_gpu, least_shape
+from maxq_mm.runtime.cusparselt import check_gpu
 from maxq_mm.runtime.packed_layers import PackedConv2d, PackedLinear, packed
 from maxq_mm.runtime.semi_structured import convert
-
-GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def pack(weight):
@@ -241,23 +239,3 @@ def test_what_a_gpu_must_be(monkeypatch):
         check_gpu(gpu)
     monkeypatch.setattr(torch.backends.cusparselt, 'is_available', lambda: True)
     check_gpu(gpu)
-
-
-@pytest.mark.skipif(not GPU, reason='needs a GPU of compute capability 8.0')
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_on_the_gpu(model, x, dtype):
-    model, x = model.to('cuda', dtype), x.to('cuda', dtype)
-    before = model(x)
-    measured = to_semi_structured(copy.deepcopy(model), x)
-    assert any(row.sparse_ms for row in measured.layers)
-    forced = convert(model, x, torch.sparse.to_sparse_semi_structured, timer(faster=True),
-                     least=least_shape())
-    assert forced.used == ('one', 'strided', 'linear')
-    assert torch.allclose(model(x), before, atol=0.05)
-    assert model.linear(x.new_zeros(0, 64)).shape == (0, 32)
-
-
-@pytest.mark.skipif(not GPU, reason='needs a GPU of compute capability 8.0')
-def test_float32_is_refused_on_the_gpu(model, x):
-    with pytest.raises(RuntimeError, match='float16 and bfloat16'):
-        to_semi_structured(model.float().cuda(), x.float().cuda())

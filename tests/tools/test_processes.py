@@ -54,7 +54,6 @@ def launch(script, *arguments, code=0):
     return result.stdout
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='gloo, on machines without a GPU')
 def test_two_processes_train_what_one_does(tmp_path, shapes):
     """tools/dist_train.sh CONFIG 2 against tools/train.py with the doubled batch."""
     arguments = {}

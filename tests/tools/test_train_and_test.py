@@ -149,7 +149,6 @@ def test_show_dir_gets_a_picture_of_each_image(trained, folded, tmp_path):
     assert len(list((tmp_path / 'shown').glob('*.png'))) == 8
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='bfloat16 is for machines without a GPU')
 def test_mixed_precision(options, tmp_path):
     """On CPUs too, regions pooled and all; what is stored is float32 and of the pattern."""
     text = run_tool('tools/train.py', CONFIG, '--amp', '--work-dir', tmp_path, *options,
