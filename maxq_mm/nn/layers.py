@@ -162,8 +162,12 @@ class MaxQLayer(nn.Module):
             if state.keep is not None:
                 state.keep = state.keep.to(self.weight.device)
             state.effective = None  # never two copies at once
-            state.effective = self.apply_mask(self.weight)
-        state.source = None if self.weight.is_inference() else (
+            self.keep_effective(self.apply_mask(self.weight))
+
+    def keep_effective(self, effective: Tensor) -> None:
+        """Take ``effective`` for that of the present raw weight."""
+        self.maxq.effective = effective
+        self.maxq.source = None if self.weight.is_inference() else (
             self.weight.detach(), self.weight._version)
 
     def invalidate(self) -> None:
