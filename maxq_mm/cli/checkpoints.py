@@ -79,6 +79,8 @@ def check_resumable(checkpoint: dict, path: str | Path) -> None:
     missing = [key for key in _RESUME_KEYS if key not in checkpoint]
     missing += [f'meta.{key}' for key in ('epoch', 'iter')
                 if not isinstance(checkpoint.get('meta', {}).get(key), int)]
+    if 'log_scalars' not in checkpoint.get('message_hub', {}):
+        missing.append('message_hub.log_scalars')
     if missing:
         raise InputError(f'cannot resume from {path}: it has no {missing[0]}')
 

@@ -10,8 +10,8 @@ from maxq_mm.utils.files import save_file
 
 LAYER = dict(pattern='2:4')
 SOUND = dict(
-    meta=dict(epoch=1, iter=2, dataset_meta=dict(classes=('a', 'b'))), message_hub={},
-    optimizer={}, state_dict={'a.weight': torch.zeros(2, 4)},
+    meta=dict(epoch=1, iter=2, dataset_meta=dict(classes=('a', 'b'))),
+    message_hub=dict(log_scalars={}), optimizer={}, state_dict={'a.weight': torch.zeros(2, 4)},
     maxq=dict(version=1, layers=dict(a=LAYER), raw={'a.weight': torch.zeros(2, 4)}, ramp={}))
 
 
@@ -50,7 +50,8 @@ def test_a_bare_state_dict_may_hold_more_than_weights(tmp_path):
 
 @pytest.mark.parametrize(('changes', 'named'), [
     (dict(meta={}), 'meta.epoch'), (dict(meta=dict(epoch='x', iter=1)), 'meta.epoch'),
-    (dict(meta=dict(epoch=1)), 'meta.iter')], ids=str)
+    (dict(meta=dict(epoch=1)), 'meta.iter'),
+    (dict(message_hub={}), 'message_hub.log_scalars')], ids=str)
 def test_resume_needs_to_know_where(tmp_path, changes, named):
     cli.check_resumable(read(tmp_path), 'a.pth')
     with pytest.raises(InputError, match=f'cannot resume from a.pth: it has no {named}'):
