@@ -48,6 +48,8 @@ def _check_parts(checkpoint: dict, path: str | Path) -> None:
                 isinstance(value, Tensor) or key.endswith('_extra_state')):  # of any type
             raise InputError(f'not a checkpoint: {path} has a {type(value).__name__} '
                              f'in place of the weight {key}')
+    if checkpoint.get('meta', {}).get('dataset_meta') is not None:
+        _check_mapping(checkpoint['meta'], 'dataset_meta', path, 'meta.')
     hub = checkpoint.get('message_hub', {})
     _check_mapping(hub, 'log_scalars', path, 'message_hub.')
     for name, history in hub.get('log_scalars', {}).items():

@@ -25,6 +25,7 @@ def read(tmp_path, **changes):
     (dict(state_dict={'a.weight': 'x'}), 'has a str in place of the weight a.weight'),
     (dict(state_dict={1: torch.zeros(1)}), 'has the key 1'),
     (dict(meta=[]), 'has a list as its meta'),
+    (dict(meta=dict(dataset_meta=[1])), 'has a list as its meta.dataset_meta'),
     (dict(message_hub=3), 'has a int as its message_hub'),
     (dict(message_hub=dict(log_scalars=dict(loss=3))), 'in place of the history of loss'),
     (dict(maxq=3), 'has a int as its maxq'),
