@@ -234,6 +234,7 @@ def main() -> None:
     args = parse_args()
     check(args)
     cfg = cli.read_config(args)
+    cli.check_settings(cfg.model, args.config, 'backbone')
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)

@@ -58,7 +58,7 @@ def build(cfg: Config) -> Runner:
     That is looked into here, and read by mmengine later: nothing of it is held meanwhile.
     """
     path = cfg.get('load_from')
-    if not isinstance(path, str | None):
+    if not isinstance(path, str | None) or path == '':
         raise cli.InputError(f'load_from must be the path of a checkpoint, got {path!r}')
     if not path or '://' in path:
         return cli.build_runner(cfg)

@@ -48,6 +48,8 @@ def _check_parts(checkpoint: dict, path: str | Path) -> None:
                 isinstance(value, Tensor) or key.endswith('_extra_state')):  # of any type
             raise InputError(f'not a checkpoint: {path} has a {type(value).__name__} '
                              f'in place of the weight {key}')
+    if checkpoint.get('meta', {}).get('dataset_meta') is not None:
+        _check_mapping(checkpoint['meta'], 'dataset_meta', path, 'meta.')
     hub = checkpoint.get('message_hub', {})
     _check_mapping(hub, 'log_scalars', path, 'message_hub.')
     for name, history in hub.get('log_scalars', {}).items():
@@ -79,6 +81,8 @@ def check_resumable(checkpoint: dict, path: str | Path) -> None:
     missing = [key for key in _RESUME_KEYS if key not in checkpoint]
     missing += [f'meta.{key}' for key in ('epoch', 'iter')
                 if not isinstance(checkpoint.get('meta', {}).get(key), int)]
+    if 'log_scalars' not in checkpoint.get('message_hub', {}):
+        missing.append('message_hub.log_scalars')
     if missing:
         raise InputError(f'cannot resume from {path}: it has no {missing[0]}')
 

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -101,7 +101,7 @@ def prepare_run(args: argparse.Namespace, *splits: str) -> Config:
     return cfg
 
 
-def check_settings(cfg: Config, source: Path, *names: str) -> None:
+def check_settings(cfg: Config | ConfigDict, source: Path, *names: str) -> None:
     """InputError naming the first of these settings that ``source``'s config does not have."""
     missing = [name for name in names if not cfg.get(name) and cfg.get(name) != {}]
     if missing:

@@ -10,8 +10,8 @@ from maxq_mm.utils.files import save_file
 
 LAYER = dict(pattern='2:4')
 SOUND = dict(
-    meta=dict(epoch=1, iter=2, dataset_meta=dict(classes=('a', 'b'))), message_hub={},
-    optimizer={}, state_dict={'a.weight': torch.zeros(2, 4)},
+    meta=dict(epoch=1, iter=2, dataset_meta=dict(classes=('a', 'b'))),
+    message_hub=dict(log_scalars={}), optimizer={}, state_dict={'a.weight': torch.zeros(2, 4)},
     maxq=dict(version=1, layers=dict(a=LAYER), raw={'a.weight': torch.zeros(2, 4)}, ramp={}))
 
 
@@ -25,6 +25,7 @@ def read(tmp_path, **changes):
     (dict(state_dict={'a.weight': 'x'}), 'has a str in place of the weight a.weight'),
     (dict(state_dict={1: torch.zeros(1)}), 'has the key 1'),
     (dict(meta=[]), 'has a list as its meta'),
+    (dict(meta=dict(dataset_meta=[1])), 'has a list as its meta.dataset_meta'),
     (dict(message_hub=3), 'has a int as its message_hub'),
     (dict(message_hub=dict(log_scalars=dict(loss=3))), 'in place of the history of loss'),
     (dict(maxq=3), 'has a int as its maxq'),
@@ -50,7 +51,8 @@ def test_a_bare_state_dict_may_hold_more_than_weights(tmp_path):
 
 @pytest.mark.parametrize(('changes', 'named'), [
     (dict(meta={}), 'meta.epoch'), (dict(meta=dict(epoch='x', iter=1)), 'meta.epoch'),
-    (dict(meta=dict(epoch=1)), 'meta.iter')], ids=str)
+    (dict(meta=dict(epoch=1)), 'meta.iter'),
+    (dict(message_hub={}), 'message_hub.log_scalars')], ids=str)
 def test_resume_needs_to_know_where(tmp_path, changes, named):
     cli.check_resumable(read(tmp_path), 'a.pth')
     with pytest.raises(InputError, match=f'cannot resume from a.pth: it has no {named}'):

@@ -40,7 +40,7 @@ def checkpoint(shapes, tmp_path_factory):
     path = tmp_path_factory.mktemp('start') / 'maxq.pth'
     save_file(dict(
         meta=dict(epoch=1, iter=2, dataset_meta=dict(classes=('disc', 'box', 'triangle'))),
-        message_hub={}, optimizer={}, state_dict=state, maxq=dict(
+        message_hub=dict(log_scalars={}), optimizer={}, state_dict=state, maxq=dict(
             version=1, dense_fraction=0., ramp=dict(type='linear', begin=0, end=0),
             raw={f'{name}.weight': raw[f'{name}.weight'] for name in layers},
             layers={name: dict(pattern='2:4') for name in layers})), path)
@@ -92,7 +92,7 @@ def test_a_compact_checkpoint_can_be_started_from(start, checkpoint, tmp_path):
     assert runner._load_from == f'compact:{tmp_path}/small.pth'
 
 
-@pytest.mark.parametrize('value', [3, [1]])
+@pytest.mark.parametrize('value', [3, [1], ''])
 def test_load_from_is_a_path(start, value):
     cfg = start('x')
     cfg.load_from = value
