@@ -21,7 +21,7 @@ setup(
     packages=find_packages(include=['maxq_mm', 'maxq_mm.*']),
     # .mim holds links to the folders of the checkout; a wheel holds what they lead to.
     package_data={'maxq_mm': [
-        'functional/csrc/*.cpp',
+        'functional/csrc/*.cpp', 'runtime/csrc/*',
         '.mim/model-index.yml',
         '.mim/configs/*.yml', '.mim/configs/*.py', '.mim/configs/_base_/*.py',
         '.mim/tools/*.py', '.mim/tools/*.sh',
