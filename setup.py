@@ -21,7 +21,7 @@ setup(
     packages=find_packages(include=['maxq_mm', 'maxq_mm.*']),
     # .mim holds links to the folders of the checkout; a wheel holds what they lead to.
     package_data={'maxq_mm': [
-        'functional/csrc/*.cpp',
+        'functional/csrc/*.cpp', 'runtime/csrc/*',
         '.mim/model-index.yml',
         '.mim/configs/*.yml', '.mim/configs/*.py', '.mim/configs/_base_/*.py',
         '.mim/tools/*.py', '.mim/tools/*.sh',
@@ -29,9 +29,10 @@ setup(
     # They need the tests' reference, and the checkout's environment.
     exclude_package_data={'maxq_mm': ['.mim/tools/benchmark.py', '.mim/tools/make_env.sh']},
     python_requires='>=3.11',
+    # The lowest versions are those that all tests ran with; lower ones may do, untried.
     install_requires=[  # what `import maxq_mm` and training a model of your own need
-        'torch>=2.1,<3',
-        'mmengine>=0.10.4,<0.11',
+        'torch>=2.13,<3',
+        'mmengine>=0.10.7,<0.11',
         'matplotlib',  # the hook's picture
         'ninja',  # torch compiles C++ with it
         'numpy',
@@ -44,7 +45,7 @@ setup(
             'mmdet>=3.3.0,<3.4',
             'pycocotools>=2.0.6',
         ],
-        'export': ['onnx>=1.16,<2', 'onnxruntime>=1.18,<2'],
+        'export': ['onnx>=1.23,<2', 'onnxruntime>=1.31,<2'],
         'tests': ['pytest>=8', 'ruff'],
     },
 )
