@@ -8,7 +8,7 @@ The file is a dict that torch's safe loader reads::
     state_dict    a sentence: tools that do not know the format fail on it
 
 ``checkpoint`` is the folded checkpoint with None in place of each packed weight, and ``packed`` has
-these by state-dict key, with the fields of :class:`~maxq_mm.functional.compact.Packed`. mmengine
+these by state-dict key, with the fields of :class:`~maxq_mm.functional.compact.Compact`. mmengine
 (``load_from``, ``init_detector``) reads such a file by the name ``compact:PATH``.
 """
 
@@ -21,7 +21,7 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
-from ..functional.compact import Packed, pack, unpack
+from ..functional.compact import Compact, compact, expand
 from ..utils.errors import InputError, first_line
 from ..utils.files import load_file, save_file
 from .checkpoint import fold_checkpoint, layer_patterns
@@ -107,7 +107,7 @@ def to_compact(checkpoint: dict) -> dict:
 
 def _entry(weight: Tensor, pattern: str) -> dict | None:
     """The packed weight as plain values; None if that is no smaller."""
-    packed = pack(weight, pattern)
+    packed = compact(weight, pattern)
     extra = 1 + (packed.signs.numel() > 0)
     if packed.nbytes + extra * _TENSOR_OVERHEAD >= weight.nbytes:
         return None
@@ -126,22 +126,22 @@ def _from_compact(stored: dict, path: str | Path) -> dict:
     try:
         # a folded checkpoint needs none of mmengine's classes, so any torch reads it safely
         inner = torch.load(io.BytesIO(content.numpy()), map_location='cpu', weights_only=True)
-        return _unpacked(inner)
+        return _expanded(inner)
     except Exception as error:  # torch raises many kinds
         raise InputError(
             f'{path} is not a sound compact file: {first_line(error)}') from error
 
 
-def _unpacked(inner: dict) -> dict:
+def _expanded(inner: dict) -> dict:
     checkpoint, packed = _part(inner, 'checkpoint'), _part(inner, 'packed')
     state = _part(checkpoint, 'state_dict')
     for key, entry in packed.items():
-        if not isinstance(entry, dict) or entry.keys() != set(Packed._fields):
-            raise InputError(f'{key} must have {", ".join(Packed._fields)}')
+        if not isinstance(entry, dict) or entry.keys() != set(Compact._fields):
+            raise InputError(f'{key} must have {", ".join(Compact._fields)}')
         if state.get(key, key) is not None:
             raise InputError(f'{key} is packed, but has no free place in the state dict')
         try:
-            state[key] = unpack(Packed(**entry))
+            state[key] = expand(Compact(**entry))
         except InputError as error:
             raise InputError(f'{key}: {error}') from error
     empty = next((key for key, value in state.items() if value is None), None)

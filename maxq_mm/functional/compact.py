@@ -1,7 +1,7 @@
 """N:M weights without their zeros: values, and where in its block each of them stands.
 
 Shapes: weight ``(O, I, *K)``; B blocks of M in the order of :mod:`.pattern`, N slots in each. A
-packed weight is::
+compact weight is::
 
     values   (B, N)   of the weight's dtype, in block order
     indices  (bytes)  uint8: B * N positions in [0, M), increasing in each block, ceil(log2 M) bits
@@ -24,8 +24,8 @@ from .pattern import Pattern, check_blocks, from_blocks, to_blocks
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Packed(NamedTuple):
-    """What :func:`pack` makes of a weight of ``shape``; the module's header says what is in it."""
+class Compact(NamedTuple):
+    """What :func:`compact` makes of a weight of ``shape``; the header says what is in it."""
 
     pattern: Pattern
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class Packed(NamedTuple):
 
 def compact_bytes(shape: tuple[int, ...], pattern: str | Pattern, dtype: torch.dtype,
                   signs: bool = False) -> int:
-    """How many bytes a packed weight of ``shape`` ``(O, I, *K)`` takes.
+    """How many bytes a compact weight of ``shape`` ``(O, I, *K)`` takes.
 
     ``signs``: with the signs of the zeros outside of the slots, which are needed if one is -0.0.
 
@@ -56,8 +56,8 @@ def compact_bytes(shape: tuple[int, ...], pattern: str | Pattern, dtype: torch.d
 
 
 @torch.no_grad()
-def pack(weight: Tensor, pattern: str | Pattern) -> Packed:
-    """The N:M weight ``(O, I, *K)`` without zeros; :func:`unpack` gives the same bits.
+def compact(weight: Tensor, pattern: str | Pattern) -> Compact:
+    """The N:M weight ``(O, I, *K)`` without zeros; :func:`expand` gives the same bits.
 
     A block with fewer than N non-zeros fills its slots with zeros: -0.0 first, then the first ones.
 
@@ -79,7 +79,7 @@ def pack(weight: Tensor, pattern: str | Pattern) -> Packed:
     rank = nonzero.to(torch.int8) + (blocks != 0)
     slots = rank.argsort(dim=1, descending=True, stable=True)[:, :n].sort(dim=1).values
     negative = blocks[_outside(slots, m)] != 0
-    return Packed(
+    return Compact(
         pattern, tuple(weight.shape),
         values=blocks.gather(1, slots).view(weight.dtype),
         indices=_join_bits(slots.flatten(), _width(pattern)),
@@ -87,8 +87,8 @@ def pack(weight: Tensor, pattern: str | Pattern) -> Packed:
 
 
 @torch.no_grad()
-def unpack(packed: Packed) -> Tensor:
-    """The weight ``(O, I, *K)`` that :func:`pack` was given, contiguous.
+def expand(packed: Compact) -> Tensor:
+    """The weight ``(O, I, *K)`` that :func:`compact` was given, contiguous.
 
     Raises:
         InputError: bad pattern or shape, parts that are not of the types and sizes that these ask

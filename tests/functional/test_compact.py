@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from maxq_mm.functional.compact import Packed, compact_bytes, pack, unpack
+from maxq_mm.functional.compact import Compact, compact, compact_bytes, expand
 from maxq_mm.functional.masks import keep_mask
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -30,8 +30,8 @@ def sparse(shape, pattern, dtype=torch.float32):
 def test_round_trip(pattern, kernel, dtype):
     m = int(pattern.split(':')[1])
     weight = sparse((5, m * (3 if m < 100 else 1), *kernel), pattern, dtype)
-    packed = pack(weight, pattern)
-    assert same(unpack(packed), weight)
+    packed = compact(weight, pattern)
+    assert same(expand(packed), weight)
     assert packed.nbytes == compact_bytes(weight.shape, pattern, dtype)
 
 
@@ -40,7 +40,7 @@ def test_bytes_by_hand():
     left = [0, 1, 0, 2, 0, 0, 3, 0]   # 1 and 3; 2 and, as the first zero, 0
     right = [4, 5, 0, 0, 0, 0, 0, 0]  # 0 and 1; nothing, so 0 and 1
     weight = torch.tensor([left, right], dtype=torch.float32).t().reshape(1, 8, 1, 2)
-    packed = pack(weight, '2:4')
+    packed = compact(weight, '2:4')
     assert packed.values.tolist() == [[1, 2], [0, 3], [4, 5], [0, 0]]
     assert packed.indices.tolist() == [0b10_00_11_01, 0b01_00_01_00]
     assert packed.signs.tolist() == []
@@ -48,9 +48,9 @@ def test_bytes_by_hand():
     # 3 bits each, across bytes: positions 1, 6, 7 and 0, 2, 5
     weight = torch.zeros(1, 16)
     weight[0, [1, 6, 7, 8, 10, 13]] = 1.
-    assert pack(weight, '3:8').indices.tolist() == [0b11_110_001, 0b1_010_000_1, 0b10]
+    assert compact(weight, '3:8').indices.tolist() == [0b11_110_001, 0b1_010_000_1, 0b10]
     # the zeros outside are at 0, 2, 3 of the first block and at 1, 2, 3 of the second
-    packed = pack(torch.tensor([[-0., 1., 0., -0., 2., 0., 0., -0.]]), '1:4')
+    packed = compact(torch.tensor([[-0., 1., 0., -0., 2., 0., 0., -0.]]), '1:4')
     assert packed.indices.tolist() == [0b00_01]
     assert packed.signs.tolist() == [0b100_101]
 
@@ -60,17 +60,17 @@ def test_signs_of_zeros(pattern):
     weight = torch.randn(6, 32, 3, 3)
     weight = weight * keep_mask(weight, pattern)  # every negative one that is pruned is -0.0
     assert (weight.signbit() & (weight == 0)).any()
-    packed = pack(weight, pattern)
-    assert same(unpack(packed), weight)
+    packed = compact(weight, pattern)
+    assert same(expand(packed), weight)
     assert packed.nbytes == compact_bytes(weight.shape, pattern, weight.dtype, signs=True)
 
 
 def test_few_negative_zeros_need_no_signs():
     weight = torch.tensor([[0., 0., 3., -0.], [-0., 0., 0., -0.]])
-    packed = pack(weight, '2:4')
+    packed = compact(weight, '2:4')
     assert packed.signs.numel() == 0
     assert packed.values.signbit().tolist() == [[False, True], [True, True]]
-    assert same(unpack(packed), weight)
+    assert same(expand(packed), weight)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -83,41 +83,41 @@ def test_values_that_no_sum_would_spare(dtype):
     special = torch.cat([patterns.view(dtype), torch.tensor([info.max, info.tiny], dtype=dtype)])
     weight = torch.zeros(9, 8, dtype=dtype)
     weight[range(9), [0, 1, 2, 3, 4, 5, 6, 7, 0]] = special
-    assert same(unpack(pack(weight, '1:4')), weight)
-    assert same(unpack(pack(weight, '3:8')), weight)
+    assert same(expand(compact(weight, '1:4')), weight)
+    assert same(expand(compact(weight, '3:8')), weight)
 
 
 def test_ties_and_blocks_that_are_not_full():
     for weight in (torch.zeros(4, 16), torch.ones(4, 16) * keep_mask(torch.ones(4, 16), '2:4'),
                    sparse((4, 16), '1:4')):
-        packed = pack(weight, '2:4')
+        packed = compact(weight, '2:4')
         assert packed.values.shape == (16, 2)
-        assert same(unpack(packed), weight)
+        assert same(expand(packed), weight)
 
 
 def test_layouts_do_not_matter():
     weight = sparse((8, 16, 3, 3), '2:4')
-    packed = pack(weight, '2:4')
+    packed = compact(weight, '2:4')
     for other in (weight.to(memory_format=torch.channels_last),
                   weight.transpose(0, 2).contiguous().transpose(0, 2),
                   torch.nn.Parameter(weight)):
-        assert all(torch.equal(a, b) for a, b in zip(pack(other, '2:4')[2:], packed[2:],
+        assert all(torch.equal(a, b) for a, b in zip(compact(other, '2:4')[2:], packed[2:],
                                                      strict=True))
-        assert unpack(pack(other, '2:4')).is_contiguous()
+        assert expand(compact(other, '2:4')).is_contiguous()
 
 
 def test_empty_weights():
     weight = torch.zeros(0, 8, 3, 3)
-    assert pack(weight, '2:4').nbytes == compact_bytes(weight.shape, '2:4', weight.dtype) == 0
-    assert unpack(pack(weight, '2:4')).shape == weight.shape
+    assert compact(weight, '2:4').nbytes == compact_bytes(weight.shape, '2:4', weight.dtype) == 0
+    assert expand(compact(weight, '2:4')).shape == weight.shape
 
 
 def test_wide_blocks():
     weight = torch.zeros(1, 65536)
     weight[0, 65535] = 7.
-    packed = pack(weight, '1:65536')
+    packed = compact(weight, '1:65536')
     assert packed.indices.tolist() == [255, 255]
-    assert same(unpack(packed), weight)
+    assert same(expand(packed), weight)
 
 
 def test_share_of_the_bytes():
@@ -141,7 +141,7 @@ def test_share_of_the_bytes():
 ])
 def test_weights_that_cannot_be_packed(weight, pattern, named):
     with pytest.raises(ValueError, match=named):
-        pack(weight, pattern)
+        compact(weight, pattern)
 
 
 @pytest.mark.parametrize(('parts', 'named'), [
@@ -165,14 +165,14 @@ def test_weights_that_cannot_be_packed(weight, pattern, named):
     (dict(signs=None), 'signs must be a tensor'),
 ])
 def test_packed_weights_that_are_not_sound(parts, named):
-    packed = pack(sparse((4, 8), '2:4'), '2:4')
+    packed = compact(sparse((4, 8), '2:4'), '2:4')
     with pytest.raises(ValueError, match=named):
-        unpack(packed._replace(**parts))
+        expand(packed._replace(**parts))
 
 
 def test_positions_beyond_the_block():
     # 3 bits can say 7, of which blocks of 7 have none
-    packed = pack(sparse((1, 7), '1:7'), '1:7')
+    packed = compact(sparse((1, 7), '1:7'), '1:7')
     with pytest.raises(ValueError, match='below 7'):
-        unpack(packed._replace(indices=torch.tensor([7], dtype=torch.uint8)))
-    assert isinstance(packed, Packed)
+        expand(packed._replace(indices=torch.tensor([7], dtype=torch.uint8)))
+    assert isinstance(packed, Compact)
