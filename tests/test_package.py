@@ -18,12 +18,12 @@ def test_imports_no_compiler_and_no_runtime():
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
-def test_pure_functions_need_torch_alone():
+def test_pure_functions_and_the_import_of_classifiers_need_torch_alone():
     code = ("import sys, types; package = types.ModuleType('maxq_mm'); "
             "package.__path__ = [sys.argv[1]]; "
             "sys.modules.update(maxq_mm=package, mmengine=None, mmdet=None, mmcv=None); "
             "import maxq_mm.functional.decay, maxq_mm.functional.masks, maxq_mm.functional.ramp, "
-            "maxq_mm.functional.straight_through")
+            "maxq_mm.functional.straight_through, maxq_mm.engine.imagenet")
     subprocess.run([sys.executable, '-c', code, maxq_mm.__path__[0]], check=True)
 
 

@@ -1,10 +1,7 @@
-import runpy
-import sys
 
 import pytest
 import torch
 
-from maxq_mm.engine import imagenet
 from maxq_mm.engine.imagenet import import_classifier
 
 # mmdet's name and the published code's, written out: one block that has every kind of weight.
@@ -202,9 +199,3 @@ def test_tensors_without_plain_numbers(shapes, published, value):
 ])
 def test_what_is_no_state_dict(shapes, checkpoint, error):
     assert error in refusal(checkpoint, shapes)
-
-
-def test_needs_torch_alone(monkeypatch):
-    for package in ('mmdet', 'mmcv', 'mmengine'):
-        monkeypatch.setitem(sys.modules, package, None)
-    assert 'import_classifier' in runpy.run_path(imagenet.__file__)
