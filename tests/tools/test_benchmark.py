@@ -61,20 +61,21 @@ def test_bad_input(refuse, options, named):
 
 
 def test_variants_take_turns():
-    import measure
     import torch
 
+    from maxq_mm.cli import timing
+
     calls = []
-    seconds = measure.alternate({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, 3,
+    seconds = timing.alternate({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, 3,
                                 torch.device('cpu'))
     assert calls == ['b', 'a', 'a', 'b'] * 2  # one turn to warm up
     assert [len(values) for values in seconds.values()] == [3, 3]
 
 
 def test_summary_by_hand():
-    import measure
+    from maxq_mm.cli import timing
 
-    rows = measure.summarize({'dense': [1., 2., 4.], 'maxq': [2., 3., 4.]}, 'dense')
+    rows = timing.summarize({'dense': [1., 2., 4.], 'maxq': [2., 3., 4.]}, 'dense')
     assert rows[0] == dict(variant='dense', median_s=2., low_s=1., high_s=4.,
                            ratio=1., ratio_low=1., ratio_high=1.)
     assert rows[1]['ratio'] == statistics.median([2., 1.5, 1.])
