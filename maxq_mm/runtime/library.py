@@ -20,15 +20,16 @@ SOURCES = Path(__file__).parent / 'csrc'
 _LANES = {'avx512': 16, 'avx2': 8, 'none': 0, 'emulated': 16}
 _AVX2 = ('-mavx2', '-mfma')
 _AVX512 = (*_AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl')
+TILE_VECTORS = 4  # as in runtime.h
 _lock = threading.Lock()
 _Int = ctypes.c_int64
 
 
 class View(ctypes.Structure):
-    """A planar tensor: see runtime.h."""
+    """A tensor: see runtime.h."""
 
-    _fields_ = [(name, _Int) for name in ('offset', 'image', 'channel', 'n', 'c', 'h', 'w', 'pitch',
-                                          'front')]
+    _fields_ = [(name, _Int) for name in ('offset', 'image', 'n', 'c', 'h', 'w', 'pitch', 'tiles',
+                                          'margin', 'front')]
 
 
 class Op(ctypes.Structure):

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .kernels import PackedLayer
-from .library import KINDS, Op, View, library
+from .library import KINDS, TILE_VECTORS, Op, View, library
 
-_LINE = 16  # floats of a cache line
-_MOST_LANES = 16
 _Shape = tuple[int, int, int, int]
 
 
@@ -151,6 +149,7 @@ def _strides(tensor: Tensor) -> tuple[int, int, int, int]:
 
 def _views(nodes: list[Node], shapes: list[_Shape]) -> list[View]:
     """Sizes of all values; where they lie is for :func:`_place`."""
+    width = TILE_VECTORS * library().lanes
     leader = list(range(len(nodes)))  # of values that share their border
 
     def find(value: int) -> int:
@@ -174,11 +173,12 @@ def _views(nodes: list[Node], shapes: list[_Shape]) -> list[View]:
     for value, (n, c, h, w) in enumerate(shapes):
         b = border[find(value)]
         pitch = w + b
-        margin = b * pitch + b
-        # An odd number of cache lines: channels then spread over all sets of the caches.
-        channel = (_up(h * pitch + margin, _LINE) // _LINE | 1) * _LINE
-        views.append(View(n=n, c=c, h=h, w=w, pitch=pitch, channel=channel, image=c * channel,
-                          front=_up(margin, _LINE)))
+        reach = b * pitch + b  # pixels before and behind a map that are read as zeros
+        tiles = -(-h * pitch // width)
+        margin = max(0, -(-(h * pitch + reach) // width) - tiles)
+        views.append(View(n=n, c=c, h=h, w=w, pitch=pitch, tiles=tiles, margin=margin,
+                          image=(tiles + margin) * c * width,
+                          front=-(-reach // width) * c * width))
     return views
 
 
@@ -201,10 +201,11 @@ def _place(nodes: list[Node], outputs: list[int], views: list[View]) -> int:
         taken.append((begin, begin + size, last[value]))
         view.offset = begin + view.front
         total = max(total, begin + size)
-    # Whole tiles are read at the end of a map, at every kernel position.
-    reach = max((1 + (node.kernel[0] - 1) * node.dilation[0]) * views[node.values[0]].pitch
-                + node.kernel[1] * node.dilation[1] for node in nodes if node.values)
-    return total + reach + 8 * _MOST_LANES
+    # Whole tiles are read behind a map, at every kernel position; what stands there is masked out.
+    behind = max(((node.kernel[0] - 1) * node.dilation[0] * view.pitch + node.kernel[1]
+                  * node.dilation[1] + 2 * TILE_VECTORS * library().lanes) * view.c
+                 for node in nodes for view in (views[value] for value in node.values))
+    return total + behind
 
 
 def _fill(op: Op, layer: PackedLayer) -> None:
@@ -220,7 +221,3 @@ def _name(node: Node, shape: _Shape) -> str:
     if node.layer is not None:
         what = f'{node.layer.pattern or "dense"} {"x".join(map(str, node.layer.shape))}'
     return f'{what} -> {shape[1]} x {shape[2]} x {shape[3]}'
-
-
-def _up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit

@@ -1,37 +1,78 @@
-// What moves activations without multiplying them: into and out of the planar layout, pooling,
-// sums, upsampling. Plain loops, which compilers turn into vectors.
+// What moves activations without multiplying them: into and out of the layout of runtime.h, pooling,
+// sums, upsampling. Plain loops over lines, which compilers turn into vectors.
 //
 // An item is kMoved channels of an image.
 #pragma once
 
 #include <cstring>
 
+#include "lanes.h"
 #include "runtime.h"
 
 namespace maxq {
 namespace {
 
+constexpr int kWidth = kTileVectors * Lanes::kSize;  // pixels of a tile
+constexpr int kWidthBits = Lanes::kSize == 8 ? 5 : 6;
+static_assert(kWidth == 1 << kWidthBits);
 constexpr int64_t kMoved = 16;
+constexpr int kLine = 16;  // floats of a cache line
 
-int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
-float* plane(const View& view, const Run& run, int64_t image, int64_t channel) {
-  return run.arena + view.offset + image * view.image + channel * view.channel;
+void prefetch(const float* at) { __builtin_prefetch(at); }
+
+float* tile_of(const View& view, const Run& run, int64_t image, int64_t tile, int64_t channel) {
+  return run.arena + view.offset + image * view.image + (tile * view.c + channel) * kWidth;
 }
 
-// The gap behind a channel, from where whole vectors end.
-void clear_gap(const View& view, const Run& run, int64_t image, int64_t channel, int64_t lanes) {
-  const int64_t used = round_up(view.h * view.pitch, lanes);
-  std::memset(plane(view, run, image, channel) + used, 0, (view.channel - used) * sizeof(float));
+// Zeros behind an image.
+void clear_margin(const View& view, const Run& run, int64_t image, int64_t begin, int64_t end) {
+  for (int64_t tile = view.tiles; tile < view.tiles + view.margin; ++tile)
+    std::memset(tile_of(view, run, image, tile, begin), 0, (end - begin) * kWidth * sizeof(float));
 }
 
 void clear_front(const View& view, const Run& run) {
   std::memset(run.arena + view.offset - view.front, 0, view.front * sizeof(float));
 }
 
-struct Channels {
-  int64_t image, begin, end;
-  Channels(const View& view, int64_t item) {
+// Calls use(part of the row, its place in the row, its length) for the tiles that a row lies in.
+template <typename Use>
+void for_parts(const View& view, const Run& run, int64_t image, int64_t channel, int64_t y,
+               int64_t width, const Use& use) {
+  int64_t pixel = y * view.pitch;
+  for (int64_t x = 0; x < width;) {
+    const int64_t skipped = pixel & (kWidth - 1);
+    const int64_t length = kWidth - skipped < width - x ? kWidth - skipped : width - x;
+    use(tile_of(view, run, image, pixel >> kWidthBits, channel) + skipped, x, length);
+    x += length;
+    pixel += length;
+  }
+}
+
+void read_row(const View& view, const Run& run, int64_t image, int64_t c, int64_t y, float* line) {
+  for_parts(view, run, image, c, y, view.w, [&](const float* part, int64_t x, int64_t length) {
+    std::memcpy(line + x, part, length * sizeof(float));
+  });
+}
+
+// Writes a row and the zeros behind it; line holds view.pitch floats.
+void write_row(const View& view, const Run& run, int64_t image, int64_t c, int64_t y, float* line) {
+  for (int64_t x = view.w; x < view.pitch; ++x) line[x] = 0;
+  for_parts(view, run, image, c, y, view.pitch, [&](float* part, int64_t x, int64_t length) {
+    std::memcpy(part, line + x, length * sizeof(float));
+  });
+}
+
+// What a row holds with its padding, and what a window at its end reads.
+int64_t line_size(const Op& op) {
+  const int64_t wide = op.in.w > op.out.pitch ? op.in.w : op.out.pitch;
+  return wide + 2 * op.padding[1] + op.kernel[1];
+}
+
+struct Item {
+  int64_t image, begin, end;  // channels
+  Item(const View& view, int64_t item) {
     const int64_t groups = (view.c + kMoved - 1) / kMoved;
     image = item / groups;
     begin = item % groups * kMoved;
@@ -39,96 +80,81 @@ struct Channels {
   }
 };
 
-void import_planes(const Op& op, const Run& run, const Channels& channels) {
-  const View& out = op.out;
-  const int64_t* s = op.strides;
-  const float* from = run.externals[op.external] + channels.image * s[0] + channels.begin * s[1];
-  for (int64_t y = 0; y < out.h; ++y) {
-    float* to = plane(out, run, channels.image, channels.begin) + y * out.pitch;
-    if (s[3] == 1) {
-      for (int64_t c = 0; c < channels.end - channels.begin; ++c)
-        std::memcpy(to + c * out.channel, from + c * s[1] + y * s[2], out.w * sizeof(float));
-    } else {
-      for (int64_t x = 0; x < out.w; ++x)
-        for (int64_t c = 0; c < channels.end - channels.begin; ++c)
-          to[c * out.channel + x] = from[c * s[1] + y * s[2] + x * s[3]];
-    }
+// Row y of kMoved channels between here and the tensor outside, whose channels may lie side by side.
+template <bool kIsImport>
+void exchange(const Op& op, const Run& run, const Item& item, int64_t y, float* lines) {
+  const View& view = kIsImport ? op.out : op.in;
+  const int64_t *s = op.strides, size = view.pitch, count = item.end - item.begin;
+  float* outside = run.externals[op.external] + item.image * s[0] + item.begin * s[1] + y * s[2];
+  if (!kIsImport)
+    for (int64_t c = 0; c < count; ++c)
+      read_row(view, run, item.image, item.begin + c, y, lines + c * size);
+  if (s[3] == 1) {
+    for (int64_t c = 0; c < count; ++c)
+      std::memcpy(kIsImport ? lines + c * size : outside + c * s[1],
+                  kIsImport ? outside + c * s[1] : lines + c * size, view.w * sizeof(float));
+  } else {
+    for (int64_t x = 0; x < view.w; ++x)
+      for (int64_t c = 0; c < count; ++c) {
+        float &inner = lines[c * size + x], &outer = outside[c * s[1] + x * s[3]];
+        (kIsImport ? inner : outer) = kIsImport ? outer : inner;
+      }
   }
+  if (kIsImport)
+    for (int64_t c = 0; c < count; ++c)
+      write_row(view, run, item.image, item.begin + c, y, lines + c * size);
 }
 
-void export_planes(const Op& op, const Run& run, const Channels& channels) {
-  const View& in = op.in;
-  const int64_t* s = op.strides;
-  float* to = run.externals[op.external] + channels.image * s[0] + channels.begin * s[1];
-  for (int64_t y = 0; y < in.h; ++y) {
-    const float* from = plane(in, run, channels.image, channels.begin) + y * in.pitch;
-    if (s[3] == 1) {
-      for (int64_t c = 0; c < channels.end - channels.begin; ++c)
-        std::memcpy(to + c * s[1] + y * s[2], from + c * in.channel, in.w * sizeof(float));
-    } else {
-      for (int64_t x = 0; x < in.w; ++x)
-        for (int64_t c = 0; c < channels.end - channels.begin; ++c)
-          to[c * s[1] + y * s[2] + x * s[3]] = from[c * in.channel + x];
-    }
-  }
-}
+float larger(float a, float b) { return a > b || a != a ? a : b; }  // NaN wins, as in torch
 
-// Floats of a row with its padding, and what a window at its end reads.
-int64_t move_line(int64_t width, int64_t padding, int64_t kernel) {
-  return width + 2 * padding + kernel;
-}
-
-// NaN wins, as in torch.
-inline float larger(float a, float b) { return a > b || a != a ? a : b; }
-
-// Maximum over the rows of a window, then over its columns. line: padding, a row, padding.
-void pool_plane(const Op& op, const float* from, float* to, float* line) {
+// Row y of a channel: maximum over the rows of a window, then over its columns.
+void pool_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y, float* scratch) {
   const View &in = op.in, &out = op.out;
-  const int64_t left = op.padding[1], wide = move_line(in.w, left, op.kernel[1]);
-  float* most = line + wide;
-  const float least = -__builtin_inff();
-  for (int64_t x = 0; x < wide; ++x) line[x] = least;
-  for (int64_t y = 0; y < out.h; ++y) {
-    const int64_t top = y * op.stride[0] - op.padding[0];
-    const int64_t begin = top < 0 ? 0 : top;
-    const int64_t end = top + op.kernel[0] < in.h ? top + op.kernel[0] : in.h;
-    for (int64_t x = 0; x < in.w; ++x) line[left + x] = least;
-    for (int64_t row = begin; row < end; ++row)
-      for (int64_t x = 0; x < in.w; ++x)
-        line[left + x] = larger(from[row * in.pitch + x], line[left + x]);
-    const int64_t used = (out.w - 1) * op.stride[1] + 1;
-    for (int64_t x = 0; x < used; ++x) most[x] = line[x];
-    for (int64_t k = 1; k < op.kernel[1]; ++k)
-      for (int64_t x = 0; x < used; ++x) most[x] = larger(line[x + k], most[x]);
-    for (int64_t x = 0; x < out.w; ++x) to[y * out.pitch + x] = most[x * op.stride[1]];
+  const int64_t left = op.padding[1], wide = line_size(op);
+  float *line = scratch, *most = scratch + wide, *row = scratch + 2 * wide;
+  for (int64_t x = 0; x < wide; ++x) line[x] = -__builtin_inff();
+  const int64_t top = y * op.stride[0] - op.padding[0];
+  const int64_t end = top + op.kernel[0] < in.h ? top + op.kernel[0] : in.h;
+  for (int64_t i = top < 0 ? 0 : top; i < end; ++i) {
+    read_row(in, run, image, c, i, row);
+    for (int64_t x = 0; x < in.w; ++x) line[left + x] = larger(row[x], line[left + x]);
   }
+  const int64_t used = (out.w - 1) * op.stride[1] + 1;
+  for (int64_t x = 0; x < used; ++x) most[x] = line[x];
+  for (int64_t k = 1; k < op.kernel[1]; ++k)
+    for (int64_t x = 0; x < used; ++x) most[x] = larger(line[x + k], most[x]);
+  for (int64_t x = 0; x < out.w; ++x) row[x] = most[x * op.stride[1]];
+  write_row(out, run, image, c, y, row);
 }
 
-void add_plane(const Op& op, const float* a, const float* b, float* to) {
-  const View& out = op.out;
-  for (int64_t y = 0; y < out.h; ++y, a += op.in.pitch, b += op.other.pitch, to += out.pitch)
-    for (int64_t x = 0; x < out.w; ++x) {
-      const float sum = a[x] + (op.other.pitch ? b[x] : 0.f);
-      to[x] = op.relu && sum < 0 ? 0.f : sum;
-    }
+void add_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y, float* scratch) {
+  float *line = scratch, *other = scratch + line_size(op);
+  read_row(op.in, run, image, c, y, line);
+  if (op.other.pitch) {
+    read_row(op.other, run, image, c, y, other);
+    for (int64_t x = 0; x < op.out.w; ++x) line[x] += other[x];
+  }
+  if (op.relu)
+    for (int64_t x = 0; x < op.out.w; ++x) line[x] = line[x] < 0 ? 0.f : line[x];
+  write_row(op.out, run, image, c, y, line);
 }
 
-// Nearest pixels of a smaller map, added to another if there is one.
-void upsample_plane(const Op& op, const float* small, const float* b, float* to, int32_t* at) {
+// The nearest pixels of a smaller map, added to another if there is one.
+void upsample_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y,
+                  float* scratch) {
   const View &in = op.in, &out = op.out;
-  const float scale_y = static_cast<float>(in.h) / out.h, scale_x = static_cast<float>(in.w) / out.w;
-  for (int64_t x = 0; x < out.w; ++x) {
-    const int64_t near = static_cast<int64_t>(x * scale_x);
-    at[x] = static_cast<int32_t>(near < in.w ? near : in.w - 1);
+  float *line = scratch, *small = scratch + line_size(op);
+  const auto near = [](int64_t i, int64_t from, int64_t to) {
+    const auto index = static_cast<int64_t>(i * (static_cast<float>(from) / to));
+    return index < from ? index : from - 1;
+  };
+  read_row(in, run, image, c, near(y, in.h, out.h), small);
+  for (int64_t x = 0; x < out.w; ++x) line[x] = small[near(x, in.w, out.w)];
+  if (op.other.pitch) {
+    read_row(op.other, run, image, c, y, small);
+    for (int64_t x = 0; x < out.w; ++x) line[x] += small[x];
   }
-  for (int64_t y = 0; y < out.h; ++y, b += op.other.pitch, to += out.pitch) {
-    const int64_t near = static_cast<int64_t>(y * scale_y);
-    const float* row = small + (near < in.h ? near : in.h - 1) * in.pitch;
-    if (op.other.pitch)
-      for (int64_t x = 0; x < out.w; ++x) to[x] = b[x] + row[at[x]];
-    else
-      for (int64_t x = 0; x < out.w; ++x) to[x] = row[at[x]];
-  }
+  write_row(out, run, image, c, y, line);
 }
 
 int64_t move_items(const Op& op) {
@@ -137,27 +163,30 @@ int64_t move_items(const Op& op) {
 }
 
 int64_t move_scratch(const Op& op) {
-  if (op.kind == kUpsample) return op.out.w;
-  return op.kind == kMaxPool ? 2 * move_line(op.in.w, op.padding[1], op.kernel[1]) : 0;
+  if (op.kind == kImport || op.kind == kExport)
+    return kMoved * (op.kind == kImport ? op.out : op.in).pitch;
+  return 3 * line_size(op);
 }
 
-void move_item(const Op& op, const Run& run, int64_t item, float* scratch) {
-  const Channels channels(op.kind == kExport ? op.in : op.out, item);
-  if (op.kind == kExport) return export_planes(op, run, channels);
-  if (op.kind == kImport) import_planes(op, run, channels);
-  for (int64_t c = channels.begin; c < channels.end; ++c) {
-    float* to = plane(op.out, run, channels.image, c);
-    const float* from = plane(op.in, run, channels.image, c);
-    const float* other = plane(op.other, run, channels.image, c);
-    if (op.kind == kMaxPool) pool_plane(op, from, to, scratch);
-    if (op.kind == kAdd) add_plane(op, from, other, to);
-    if (op.kind == kUpsample)
-      upsample_plane(op, from, other, to, reinterpret_cast<int32_t*>(scratch));
-    for (int64_t y = 0; y < op.out.h; ++y)
-      std::memset(to + y * op.out.pitch + op.out.w, 0, (op.out.pitch - op.out.w) * sizeof(float));
-    clear_gap(op.out, run, channels.image, c, 1);
+void move_item(const Op& op, const Run& run, int64_t number, float* scratch) {
+  const View& view = op.kind == kExport ? op.in : op.out;
+  const Item item(view, number);
+  const auto row = op.kind == kMaxPool ? pool_row : op.kind == kAdd ? add_row : upsample_row;
+  for (int64_t y = 0; y < view.h; ++y) {
+    if (op.kind == kImport) exchange<true>(op, run, item, y, scratch);
+    if (op.kind == kExport) exchange<false>(op, run, item, y, scratch);
+    if (op.kind == kImport || op.kind == kExport) continue;
+    for (int64_t c = item.begin; c < item.end; ++c) row(op, run, item.image, c, y, scratch);
   }
-  if (item == 0) clear_front(op.out, run);
+  if (op.kind == kExport) return;
+  // Behind the last row: what is left of its tile, then whole tiles.
+  const int64_t end = view.h * view.pitch;
+  if (end & (kWidth - 1))
+    for (int64_t c = item.begin; c < item.end; ++c)
+      std::memset(tile_of(view, run, item.image, end >> kWidthBits, c) + (end & (kWidth - 1)), 0,
+                  (kWidth - (end & (kWidth - 1))) * sizeof(float));
+  clear_margin(view, run, item.image, item.begin, item.end);
+  if (number == 0) clear_front(view, run);
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 // N:M convolutions and linear layers, pixels in lanes; see runtime.h for the layout.
 //
-// The inputs of a tile (kTileVectors vectors of output pixels) are copied to the first-level cache,
-// a row for each kernel position and input channel, block_rows of them at a time. For every weight
-// that is not 0 its row is multiplied by it and added: one broadcast and kTileVectors multiply-adds
-// that read memory. No permutes, so every N:M is served alike, and the work falls with N/M. Because
-// a pattern keeps exactly N of M, all outputs have the same number of weights in every block.
+// The inputs of a tile of output pixels, a row for each kernel position and input channel, are taken
+// in blocks that fit into the first-level cache; a 1 x 1 convolution finds them there as they are,
+// others copy them. For every weight that is not 0 its row is multiplied by it and added: one
+// broadcast and kTileVectors multiply-adds that read memory. No permutes, so every N:M is served
+// alike, and the work falls with N/M. Because a pattern keeps exactly N of M, all outputs have the
+// same number of weights in every block.
 #pragma once
 
 #include "runtime.h"
@@ -16,8 +17,6 @@
 namespace maxq {
 namespace {
 
-constexpr int kWidth = kTileVectors * Lanes::kSize;  // pixels of a tile
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How a layer is cut: tiles of pixels of an image, and chunks of groups of kOutputs outputs.
@@ -25,7 +24,7 @@ struct Cut {
   int64_t groups, tiles, chunks, chunk_groups;
   Cut(const Op& op, int64_t threads) {
     groups = divide_up(op.out.c, kOutputs);
-    tiles = divide_up(op.out.h * op.out.pitch, kWidth);
+    tiles = op.out.tiles;
     const int64_t all = tiles * op.out.n, wanted = threads > 1 ? 4 * threads : 1;
     chunks = all == 0 ? 1 : divide_up(wanted, all);
     if (chunks > divide_up(groups, 4)) chunks = divide_up(groups, 4);
@@ -34,30 +33,24 @@ struct Cut {
   }
 };
 
-// A tile's place: first pixel in the output's coordinates, and where its pixels stand in the input.
+// A tile's place.
 struct Tile {
-  int64_t first;
-  int64_t stored;       // vectors that are written
+  int64_t first;        // pixel of the output
   bool is_flat;         // input pixels side by side, as the outputs are
   bool is_masked;
-  int64_t start;        // flat: of the first input pixel, at kernel offset 0
-  int32_t at[kWidth];   // else: of each input pixel
+  int32_t at[kWidth];   // else: number of each input pixel, at kernel offset 0
   float mask[kWidth];   // all bits set where there is a pixel
 };
 
 void locate(const Op& op, int64_t index, Tile& tile) {
   const View &in = op.in, &out = op.out;
   tile.first = index * kWidth;
-  const int64_t left = divide_up(out.h * out.pitch - tile.first, Lanes::kSize);
-  tile.stored = left < kTileVectors ? left : kTileVectors;
   tile.is_flat = op.stride[0] == 1 && op.stride[1] == 1 && in.pitch == out.pitch;
   tile.is_masked = out.pitch > out.w || tile.first + kWidth > out.h * out.pitch;
-  tile.start = tile.first;
   if (tile.is_flat && !tile.is_masked) return;
   int64_t y = tile.first / out.pitch, x = tile.first % out.pitch;
   for (int i = 0; i < kWidth; ++i) {
-    const bool inside = x < out.w && y < out.h;
-    const uint32_t bits = inside ? ~0u : 0u;
+    const uint32_t bits = x < out.w && y < out.h ? ~0u : 0u;
     std::memcpy(&tile.mask[i], &bits, sizeof bits);
     const int64_t near_y = y < out.h ? y : out.h - 1, near_x = x < out.w ? x : out.w - 1;
     tile.at[i] = static_cast<int32_t>(near_y * op.stride[0] * in.pitch + near_x * op.stride[1]);
@@ -65,22 +58,46 @@ void locate(const Op& op, int64_t index, Tile& tile) {
   }
 }
 
-// Copies the inputs of rows begin to end (kernel position, then channel) of a tile.
+void copy_row(const float* from, float* to) {
+  for (int p = 0; p < kTileVectors; ++p)
+    Lanes::load(from + p * Lanes::kSize).store(to + p * Lanes::kSize);
+}
+
+// Copies the inputs of rows begin to end (kernel position, then channel) of a tile; writes up to a
+// row more.
 void gather(const Op& op, const float* image, const Tile& tile, int64_t begin, int64_t end,
             float* to) {
+  const int64_t size = op.in.c * kWidth;  // of a tile in the input
   for (int64_t row = begin; row < end;) {
     const int64_t position = row / op.in.c, channel = row % op.in.c;
     const int64_t y = position / op.kernel[1] * op.dilation[0] - op.padding[0];
     const int64_t x = position % op.kernel[1] * op.dilation[1] - op.padding[1];
-    const float* from = image + channel * op.in.channel + y * op.in.pitch + x;
     const int64_t last = end - row < op.in.c - channel ? end : row + op.in.c - channel;
-    for (; row < last; ++row, from += op.in.channel, to += kWidth) {
-      if (tile.is_flat) {
-        for (int p = 0; p < kTileVectors; ++p)
-          Lanes::load(from + tile.start + p * Lanes::kSize).store(to + p * Lanes::kSize);
+    const float* from = image + channel * kWidth;
+    if (tile.is_flat) {
+      // The end of one tile and the beginning of the next.
+      const int64_t pixel = tile.first + y * op.in.pitch + x;
+      const int64_t index = floor_divide(pixel, kWidth), skipped = pixel - index * kWidth;
+      from += index * size;
+      if (skipped == 0) {
+        for (; row < last; ++row, from += kWidth, to += kWidth) copy_row(from, to);
       } else {
-        for (int i = 0; i < kWidth; ++i) to[i] = from[tile.at[i]];
+        for (; row < last; ++row, from += kWidth, to += kWidth) {
+          copy_row(from + skipped, to);
+          float* rest = to + kWidth - skipped;
+          for (int64_t i = 0; i < skipped; i += Lanes::kSize)
+            Lanes::load(from + size + i).store(rest + i);
+        }
       }
+    } else {
+      int32_t at[kWidth];
+      const int32_t shift = static_cast<int32_t>(y * op.in.pitch + x);
+      for (int i = 0; i < kWidth; ++i) {
+        const int32_t pixel = tile.at[i] + shift;  // >> and & round down, also below 0
+        at[i] = (pixel >> kWidthBits) * static_cast<int32_t>(size) + (pixel & (kWidth - 1));
+      }
+      for (; row < last; ++row, from += kWidth, to += kWidth)
+        for (int i = 0; i < kWidth; ++i) to[i] = from[at[i]];
     }
   }
 }
@@ -96,10 +113,8 @@ struct Group {
   bool is_last;
   bool relu;
   const Tile* tile;
-  const float* residual;      // of output 0 at the tile, or null
-  int64_t residual_channel;
+  const float* residual;      // of output 0, or null
   float* out;
-  int64_t out_channel;
   int64_t outputs;            // that exist
 };
 
@@ -154,12 +169,10 @@ void multiply(const Group& group) {
     for (int p = 0; p < kTileVectors; ++p) {
       Lanes value = sum[o][p];
       const int64_t at = p * Lanes::kSize;
-      if (p >= group.tile->stored) break;
-      if (group.residual)
-        value = value.plus(Lanes::load(group.residual + o * group.residual_channel + at));
+      if (group.residual) value = value.plus(Lanes::load(group.residual + o * kWidth + at));
       if (group.relu) value = value.relu();
       if (group.tile->is_masked) value = value.where(group.tile->mask + at);
-      value.store(group.out + o * group.out_channel + at);
+      value.store(group.out + o * kWidth + at);
     }
   }
 }
@@ -174,19 +187,24 @@ void layer(const Op& op, const Run& run, int64_t item, float* scratch) {
   Tile tile;
   locate(op, tile_index, tile);
   const int64_t all_rows = op.in.c * op.kernel[0] * op.kernel[1];
+  const bool is_direct = tile.is_flat && op.kernel[0] == 1 && op.kernel[1] == 1 &&
+                         op.padding[0] == 0 && op.padding[1] == 0;
   float* inputs = scratch;
-  float* sums = scratch + op.block_rows * kWidth;
+  float* sums = scratch + (op.block_rows + 1) * kWidth;
   const float* from = run.arena + op.in.offset + image * op.in.image;
 
   Group group;
   group.inputs = inputs;
   group.relu = op.relu;
   group.tile = &tile;
-  group.residual_channel = op.other.channel;
-  group.out_channel = op.out.channel;
   for (int64_t row = 0; row < all_rows; row += op.block_rows) {
     const int64_t rows = all_rows - row < op.block_rows ? all_rows - row : op.block_rows;
-    gather(op, from, tile, row, row + rows, inputs);
+    if (is_direct) {
+      group.inputs = from + (tile_index * op.in.c + row) * kWidth;
+      for (int64_t i = 0; i < rows * kWidth; i += kLine) prefetch(group.inputs + i);
+    } else {
+      gather(op, from, tile, row, row + rows, inputs);
+    }
     group.count = kIsDense ? rows : rows / op.m * op.n;
     group.is_last = row + rows == all_rows;
     const int64_t before = (kIsDense ? row : row / op.m * op.n) * cut.groups;  // weights / kOutputs
@@ -197,18 +215,15 @@ void layer(const Op& op, const Run& run, int64_t item, float* scratch) {
       group.bias = row == 0 ? op.bias + output : nullptr;
       group.sums = sums + (g - begin) * kOutputs * kWidth;
       group.residual = op.other.pitch == 0 ? nullptr
-          : run.arena + op.other.offset + image * op.other.image + output * op.other.channel +
-            tile.first;
-      group.out = run.arena + op.out.offset + image * op.out.image + output * op.out.channel +
-                  tile.first;
+                                           : tile_of(op.other, run, image, tile_index, output);
+      group.out = tile_of(op.out, run, image, tile_index, output);
       group.outputs = op.out.c - output;
       multiply<kIsDense>(group);
     }
   }
   const int64_t last_output = end * kOutputs < op.out.c ? end * kOutputs : op.out.c;
   if (tile_index == cut.tiles - 1)
-    for (int64_t c = begin * kOutputs; c < last_output; ++c)
-      clear_gap(op.out, run, image, c, Lanes::kSize);
+    clear_margin(op.out, run, image, begin * kOutputs, last_output);
   if (item == 0) clear_front(op.out, run);
 }
 
@@ -228,7 +243,7 @@ void run_item(const Op& op, const Run& run, int64_t item, float* scratch) {
 
 int64_t scratch(const Op& op) {
   if (op.kind != kLayer && op.kind != kDenseLayer) return move_scratch(op);
-  return (op.block_rows + divide_up(op.out.c, kOutputs) * kOutputs) * kWidth;
+  return (op.block_rows + 1 + divide_up(op.out.c, kOutputs) * kOutputs) * kWidth;
 }
 
 }  // namespace

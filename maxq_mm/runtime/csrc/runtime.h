@@ -1,9 +1,11 @@
 // What the parts of the runtime share: plain structures, no code, nothing of torch.
 //
-// Layout of activations: planar, pixels in lanes. Channel c of image n begins at
-// data + n * image + c * channel; pixel (y, x) stands at y * pitch + x. Columns w to pitch - 1 of a
-// row are 0, and so is the gap behind each channel and before the first: a convolution reads its
-// padding there, and pixel i of a map needs the inputs i + constant.
+// Layout of activations, pixels in lanes: the pixels of a map, row after row, are cut into tiles of
+// kTileVectors vectors, and a tile holds its pixels of all channels, channel after channel: what a
+// convolution reads at a time lies side by side. Pixel (y, x) has number y * pitch + x. Columns w to
+// pitch - 1 of a row are 0, and so is what stands around an image, `margin` tiles behind it and
+// `front` floats before the first: a convolution reads its padding there, and pixel i of a map needs
+// the inputs i + constant.
 #pragma once
 
 #include <cstdint>
@@ -12,17 +14,17 @@ namespace maxq {
 
 constexpr int kTileVectors = 4;  // a tile is so many vectors of pixels
 
-// A planar tensor; offset, image and channel count floats. Mirrored in program.py.
+// A tensor; its tiles begin at floats offset + image number * image. Mirrored in library.py.
 struct View {
-  int64_t offset;          // of the first pixel in the arena
-  int64_t image, channel;  // strides; the gap of a channel ends where the next begins
+  int64_t offset, image;
   int64_t n, c, h, w, pitch;
-  int64_t front;           // floats before offset that must be 0
+  int64_t tiles, margin;   // of an image, and zeros behind it
+  int64_t front;           // floats before the first image that are 0
 };
 
 enum Kind : int64_t { kImport, kExport, kLayer, kDenseLayer, kMaxPool, kAdd, kUpsample };
 
-// One operator. Mirrored in program.py.
+// One operator. Mirrored in library.py.
 struct Op {
   Kind kind;
   int64_t relu;
@@ -47,8 +49,7 @@ struct Run {
 struct Kernels {
   int64_t lanes;
   int64_t outputs;  // output channels side by side
-  // Number of independent items of an operator; run_item(op, run, item, items) does one of them,
-  // with kScratch floats of its own.
+  // Number of independent items of an operator; run_item does one of them, with memory of its own.
   int64_t (*items)(const Op& op, const Run& run);
   void (*run_item)(const Op& op, const Run& run, int64_t item, float* scratch);
   int64_t (*scratch)(const Op& op);  // floats
