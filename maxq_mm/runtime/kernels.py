@@ -1,8 +1,7 @@
 """N:M convolutions and linear layers on this machine's CPU, one at a time.
 
-Shapes: a weight is ``(O, I, Kh, Kw)`` or ``(O, I)``; K = Kh * Kw * I inputs of an output, ordered
-by kernel position, then channel. How the kernels work stands in csrc/pixels.h; :mod:`.program` runs
-many of them in one call.
+Shapes: a weight is ``(O, I, Kh, Kw)`` or ``(O, I)``. How the kernels work stands in csrc/pixels.h
+and csrc/outputs.h; :mod:`.program` runs many of them in one call.
 """
 
 from dataclasses import dataclass, field
@@ -14,10 +13,8 @@ from torch import Tensor
 from ..functional.masks import satisfies
 from ..functional.pattern import Pattern
 from ..utils.errors import InputError
+from .arrange import arranged
 from .library import library
-
-# Inputs of a tile that are worked on at a time, by lanes: three quarters of the first-level cache.
-_BLOCK = {8: 192, 16: 144}
 
 
 def instruction_set() -> str | None:
@@ -62,12 +59,13 @@ class PackedLayer:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
-    lanes: int
+    instruction_set: str
+    # Of arrange.py.
     block_rows: int
-    # By block of rows and group of outputs: (weights of an output there, outputs of the group).
+    steps: int
     values: Tensor = field(repr=False)
-    rows: Tensor = field(repr=False)  # in the block, as values; int16; none of a dense layer
-    bias: Tensor = field(repr=False)  # whole groups
+    rows: Tensor = field(repr=False)
+    bias: Tensor = field(repr=False)
 
     @property
     def is_linear(self) -> bool:
@@ -128,42 +126,16 @@ def pack(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | None = 
     if reason is not None:
         raise InputError(f'no kernel takes this layer: {reason}')
     found = library()
-    weight = weight.detach()
-    out_channels, in_channels = weight.shape[:2]
-    pattern = None if pattern is None else Pattern.parse(pattern)
-    m = 1 if pattern is None else pattern.m
-    by_block = (weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight).reshape(
-        out_channels, -1, m)
-    padded = -out_channels % found.outputs
-    by_block = F.pad(by_block, (0, 0, 0, 0, 0, padded))
-    inputs = by_block.shape[1] * m
-    parts = -(-inputs // _BLOCK[found.lanes])
-    block_rows = -(-inputs // (parts * m)) * m
-    columns = _kept(by_block, m if pattern is None else pattern.n)
-    values = by_block.gather(2, columns)
-    rows = columns + torch.arange(0, block_rows, m).repeat(parts)[:by_block.shape[1], None]
-    step = block_rows // m
-    bias = weight.new_zeros(out_channels) if bias is None else bias.detach().to(weight)
+    out_channels = len(weight)
+    bias = weight.new_zeros(out_channels) if bias is None else bias
     if bias.shape != (out_channels, ):
         raise InputError(f'bias of shape {tuple(bias.shape)}, expected ({out_channels},)')
+    pattern = None if pattern is None else Pattern.parse(pattern)
     return PackedLayer(
         tuple(weight.shape), pattern, _pair('stride', stride, 1), _pair('padding', padding, 0),
-        _pair('dilation', dilation, 1), found.lanes, block_rows,
-        _arranged(values, step, found.outputs),
-        _arranged(rows, step, found.outputs).short() if pattern else torch.empty(0).short(),
-        F.pad(bias, (0, padded)))
-
-
-def _kept(blocks: Tensor, n: int) -> Tensor:
-    """Columns of n weights in each block ``(O, B, M)``, with all that are not 0; ascending."""
-    return (blocks == 0).byte().argsort(dim=-1, stable=True)[..., :n].sort(-1).values
-
-
-def _arranged(weights: Tensor, step: int, outputs: int) -> Tensor:
-    """``(O, B, N)`` as [step blocks][group of outputs][weight][output], flat."""
-    groups = weights.unflatten(0, (-1, outputs))
-    return torch.cat([part.flatten(2).transpose(1, 2).flatten()
-                      for part in groups.split(step, 2)])
+        _pair('dilation', dilation, 1), found.instruction_set,
+        *arranged(weight.detach(), pattern, found),
+        F.pad(bias.detach().to(weight), (0, -out_channels % found.outputs)))
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:

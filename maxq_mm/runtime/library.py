@@ -1,8 +1,9 @@
 """The compiled runtime: C++ kernels behind a plain C interface, called without Python's lock.
 
-Instruction sets are chosen at run time: AVX-512 (F, BW, DQ, VL) or AVX2 with FMA. ``MAXQ_ISA`` in
-the environment (``avx512``, ``avx2``, ``none``) forces a lower set than the processor has;
-``emulated`` compiles what AVX-512 runs as plain C++, slow, for tests.
+Kernels are chosen at run time by what the processor has: AVX-512 (F, BW, DQ, VL), AVX2 with FMA, or
+nothing. ``MAXQ_ISA`` in the environment forces others, never such as the processor lacks:
+``avx512``, ``avx2``, ``none``, ``avx512-pixels`` (AVX2's kernels in AVX-512); for tests,
+``emulated`` and ``emulated-pixels`` are what AVX-512 runs in plain C++.
 """
 
 import ctypes
@@ -17,10 +18,29 @@ from ..utils import compiler
 from ..utils.errors import InputError
 
 SOURCES = Path(__file__).parent / 'csrc'
-_LANES = {'avx512': 16, 'avx2': 8, 'none': 0, 'emulated': 16}
+
+
+class Kernels(NamedTuple):
+    """One set of kernels: its number in program.cpp, what it needs (maxq_level), its layout."""
+
+    number: int
+    level: int
+    # What the lanes of a vector are: pixels, whose tiles hold them side by side, or output
+    # channels, of channels-last activations.
+    lanes_are: str
+
+
+# The one place where instruction sets, kernels and layouts are matched; the best comes first.
+KERNELS = {
+    'avx512': Kernels(1, 2, 'outputs'),
+    'avx2': Kernels(0, 1, 'pixels'),
+    'avx512-pixels': Kernels(2, 2, 'pixels'),
+    'emulated': Kernels(1, 2, 'outputs'),
+    'emulated-pixels': Kernels(2, 2, 'pixels'),
+}
+FLAGS = ('-O3', '-std=c++20', '-pthread')  # of all files
 _AVX2 = ('-mavx2', '-mfma')
 _AVX512 = (*_AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl')
-TILE_VECTORS = 4  # as in runtime.h
 _lock = threading.Lock()
 _Int = ctypes.c_int64
 
@@ -38,17 +58,20 @@ class Op(ctypes.Structure):
     _fields_ = [('kind', _Int), ('relu', _Int), ('input', View), ('other', View), ('out', View),
                 ('external', _Int), ('strides', _Int * 4), ('kernel', _Int * 2),
                 ('stride', _Int * 2), ('padding', _Int * 2), ('dilation', _Int * 2),
-                ('n', _Int), ('m', _Int), ('block_rows', _Int), ('values', ctypes.c_void_p),
+                ('block_rows', _Int), ('steps', _Int), ('values', ctypes.c_void_p),
                 ('rows', ctypes.c_void_p), ('bias', ctypes.c_void_p)]
 
 
 class Library(NamedTuple):
-    """The functions of the library, and what it runs with here."""
+    """The library as it runs here."""
 
+    instruction_set: str  # a key of KERNELS
+    kernels: Kernels
     run: ctypes._CFuncPtr
     lanes: int
-    outputs: int
-    instruction_set: str
+    outputs: int  # side by side
+    width: int  # pixels of a tile
+    unit: int  # what channels are padded to a multiple of
 
 
 def library() -> Library | None:
@@ -64,9 +87,9 @@ def library() -> Library | None:
 @functools.cache
 def _library() -> Library | None:
     wanted = os.environ.get('MAXQ_ISA') or 'avx512'
-    if wanted not in _LANES:
-        raise InputError(f'MAXQ_ISA must be one of {", ".join(_LANES)}, got {wanted!r}')
-    emulated = wanted == 'emulated'
+    if wanted not in (*KERNELS, 'none'):
+        raise InputError(f'MAXQ_ISA must be none or one of {", ".join(KERNELS)}, got {wanted!r}')
+    emulated = wanted.startswith('emulated')
     if wanted == 'none' or not (emulated or platform.machine() in ('x86_64', 'AMD64')):
         return None
     try:
@@ -74,25 +97,30 @@ def _library() -> Library | None:
     except Exception as error:  # no compiler, no space: layers stay dense
         compiler.say_fallback('kernels', error, 'N:M layers stay dense', stacklevel=5)
         return None
-    lanes = min(functions.maxq_lanes(), _LANES[wanted])
-    if lanes == 0:
+    level = functions.maxq_level()
+    if KERNELS[wanted].level > level:
+        wanted = 'avx2' if level == 1 else 'none'
+    if wanted == 'none':
         return None
-    name = 'emulated' if emulated else next(key for key, n in _LANES.items() if n == lanes)
-    return Library(functions.maxq_run, lanes, functions.maxq_outputs(lanes), name)
+    described = (_Int * 4)()
+    functions.maxq_describe(KERNELS[wanted].number, described)
+    return Library(wanted, KERNELS[wanted], functions.maxq_run, *described)
 
 
 def _load(emulated: bool) -> ctypes.CDLL:
-    sets = {'avx512': ()} if emulated else {'avx512': _AVX512, 'avx2': _AVX2}
+    flags = () if emulated else _AVX512
+    sets = {'outputs_avx512': flags, 'pixels_avx512': flags}
+    if not emulated:
+        sets['pixels_avx2'] = _AVX2
     units = [compiler.Unit(SOURCES / f'{name}.cpp', flags) for name, flags in sets.items()]
     units += [compiler.Unit(SOURCES / f'{name}.cpp') for name in ('pool', 'program')]
     functions = compiler.load(
         'runtime', units, ctypes.CDLL, headers=sorted(SOURCES.glob('*.h')),
-        flags=('-O3', '-std=c++20', '-pthread', *(['-DMAXQ_EMULATE'] if emulated else [])))
-    functions.maxq_lanes.restype = functions.maxq_outputs.restype = _Int
-    functions.maxq_op_bytes.restype = _Int
-    functions.maxq_outputs.argtypes = [_Int]
-    functions.maxq_run.restype = None
+        flags=(*FLAGS, *(['-DMAXQ_EMULATE'] if emulated else [])))
     pointer = ctypes.c_void_p
+    functions.maxq_level.restype = functions.maxq_op_bytes.restype = _Int
+    functions.maxq_describe.restype = functions.maxq_run.restype = None
+    functions.maxq_describe.argtypes = [_Int, pointer]
     functions.maxq_run.argtypes = [_Int, pointer, _Int, pointer, pointer, _Int, pointer]
     assert functions.maxq_op_bytes() == ctypes.sizeof(Op), 'the two sides of Op differ'
     return functions

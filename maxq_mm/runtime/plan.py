@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .kernels import PackedLayer
-from .library import KINDS, TILE_VECTORS, Op, View, library
+from .library import KINDS, Op, View, library
 
 _Shape = tuple[int, int, int, int]
 
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
     """What a run of one size needs; read-only."""
 
     ops: ctypes.Array
-    names: list[str]
+    names: list[str]  # '' of inputs and outputs
     floats: int
     results: list[tuple[int, ...]]  # shapes
 
@@ -82,7 +82,7 @@ def make_plan(nodes: list[Node], outputs: list[int], tensors: tuple[Tensor, ...]
                     empty = empty.contiguous(memory_format=memory_format)
                 ops.append(Op(kind=KINDS['export'], input=views[value],
                               external=len(tensors) + number, strides=_strides(empty)))
-                names.append(f'output {number}')
+                names.append('')
     return Plan((Op * len(ops))(*ops), names, floats, results)
 
 
@@ -90,7 +90,8 @@ def _check_library(nodes: list[Node]) -> None:
     found = library()
     if found is None:
         raise RuntimeError('no kernels for this CPU')
-    if any(node.layer is not None and node.layer.lanes != found.lanes for node in nodes):
+    if any(node.layer is not None and node.layer.instruction_set != found.instruction_set
+           for node in nodes):
         raise RuntimeError(f'layers were packed for another instruction set than '
                            f'{found.instruction_set}')
 
@@ -149,7 +150,7 @@ def _strides(tensor: Tensor) -> tuple[int, int, int, int]:
 
 def _views(nodes: list[Node], shapes: list[_Shape]) -> list[View]:
     """Sizes of all values; where they lie is for :func:`_place`."""
-    width = TILE_VECTORS * library().lanes
+    width, unit = library().width, library().unit
     leader = list(range(len(nodes)))  # of values that share their border
 
     def find(value: int) -> int:
@@ -176,9 +177,9 @@ def _views(nodes: list[Node], shapes: list[_Shape]) -> list[View]:
         reach = b * pitch + b  # pixels before and behind a map that are read as zeros
         tiles = -(-h * pitch // width)
         margin = max(0, -(-(h * pitch + reach) // width) - tiles)
+        size = -(-c // unit) * unit * width  # of a tile
         views.append(View(n=n, c=c, h=h, w=w, pitch=pitch, tiles=tiles, margin=margin,
-                          image=(tiles + margin) * c * width,
-                          front=-(-reach // width) * c * width))
+                          image=(tiles + margin) * size, front=-(-reach // width) * size))
     return views
 
 
@@ -203,20 +204,21 @@ def _place(nodes: list[Node], outputs: list[int], views: list[View]) -> int:
         total = max(total, begin + size)
     # Whole tiles are read behind a map, at every kernel position; what stands there is masked out.
     behind = max(((node.kernel[0] - 1) * node.dilation[0] * view.pitch + node.kernel[1]
-                  * node.dilation[1] + 2 * TILE_VECTORS * library().lanes) * view.c
+                  * node.dilation[1] + 2 * library().width) * (view.c + library().unit)
                  for node in nodes for view in (views[value] for value in node.values))
     return total + behind
 
 
 def _fill(op: Op, layer: PackedLayer) -> None:
-    op.n, op.m = layer.pattern or (1, 1)
-    op.block_rows = layer.block_rows
+    op.block_rows, op.steps = layer.block_rows, layer.steps
     op.values = layer.values.data_ptr()
     op.rows = layer.rows.data_ptr()
     op.bias = layer.bias.data_ptr()
 
 
 def _name(node: Node, shape: _Shape) -> str:
+    if node.kind == 'import':
+        return ''
     what = node.kind
     if node.layer is not None:
         what = f'{node.layer.pattern or "dense"} {"x".join(map(str, node.layer.shape))}'

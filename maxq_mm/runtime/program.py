@@ -123,15 +123,19 @@ class Program:
         return self._run(tensors, memory_format)
 
     def timings(self, *tensors: Tensor, repeats: int = 5) -> list[tuple[str, float]]:
-        """Each operator and its milliseconds, the median of some runs."""
+        """Milliseconds of each operator in the order they were added, the median of some runs.
+
+        Inputs are not among them: the last entry is what they and the outputs take together.
+        """
+        plan = self._plan(tensors, torch.contiguous_format)
         times = []
         for _ in range(repeats):
-            plan = self._plan(tensors, torch.contiguous_format)
             clock = (ctypes.c_double * len(plan.ops))()
             self._run(tensors, torch.contiguous_format, clock)
             times.append(list(clock))
-        medians = torch.tensor(times).median(0).values / 1e3
-        return list(zip(plan.names, medians.tolist(), strict=True))
+        medians = (torch.tensor(times).median(0).values / 1e3).tolist()
+        found = [(name, ms) for name, ms in zip(plan.names, medians, strict=True) if name]
+        return [*found, ('inputs and outputs', sum(medians) - sum(ms for _, ms in found))]
 
     def _plan(self, tensors: tuple[Tensor, ...], memory_format: torch.memory_format) -> Plan:
         key = (tuple((tensor.shape, tensor.stride()) for tensor in tensors), memory_format)

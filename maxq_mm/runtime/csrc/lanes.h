@@ -24,13 +24,23 @@ struct Lanes {
   Lanes relu() const { return {_mm256_max_ps(_mm256_setzero_ps(), v)}; }  // keeps NaN
   Lanes where(const float* mask) const { return {_mm256_and_ps(v, _mm256_loadu_ps(mask))}; }
 };
-constexpr int kOutputs = 3;  // 12 accumulators of 16 registers
-
 #elif defined(__AVX512F__)
+
+// Where a lane comes from: 0 to 15, or to 31 of two vectors.
+struct Columns {
+  __m512i v;
+  static Columns load(const uint8_t* from) {
+    return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+  }
+};
 
 struct Lanes {
   static constexpr int kSize = 16;
   __m512 v;
+  Lanes permuted(Columns columns) const { return {_mm512_permutexvar_ps(columns.v, v)}; }
+  Lanes permuted(Lanes high, Columns columns) const {
+    return {_mm512_permutex2var_ps(v, columns.v, high.v)};
+  }
   static Lanes load(const float* from) { return {_mm512_loadu_ps(from)}; }
   static Lanes fill(float value) { return {_mm512_set1_ps(value)}; }
   void store(float* to) const { _mm512_storeu_ps(to, v); }
@@ -42,14 +52,23 @@ struct Lanes {
         _mm512_castps_si512(v), _mm512_castps_si512(_mm512_loadu_ps(mask))))};
   }
 };
-constexpr int kOutputs = 6;  // 24 accumulators of 32 registers
-
 #else
 
 // The same 16 lanes in plain C++, so that what is written for them is tested anywhere; slow.
+struct Columns {
+  const uint8_t* v;
+  static Columns load(const uint8_t* from) { return {from}; }
+};
+
 struct Lanes {
   static constexpr int kSize = 16;
   float v[kSize];
+  Lanes permuted(Columns columns) const { return of([&](int i) { return v[columns.v[i] & 15]; }); }
+  Lanes permuted(Lanes high, Columns columns) const {
+    return of([&](int i) {
+      return columns.v[i] & 16 ? high.v[columns.v[i] & 15] : v[columns.v[i] & 15];
+    });
+  }
   template <typename Use>
   static Lanes of(const Use& use) {
     Lanes result;
@@ -66,8 +85,6 @@ struct Lanes {
     return of([&](int i) { return mask[i] == 0 ? 0.f : v[i]; });
   }
 };
-constexpr int kOutputs = 6;
-
 #endif
 
 }  // namespace

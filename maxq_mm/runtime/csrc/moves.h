@@ -50,9 +50,16 @@ void for_parts(const View& view, const Run& run, int64_t image, int64_t channel,
   }
 }
 
+void copy(const float* from, float* to, int64_t count) {
+  if (count == kWidth)  // without a call
+    std::memcpy(to, from, kWidth * sizeof(float));
+  else
+    std::memcpy(to, from, count * sizeof(float));
+}
+
 void read_row(const View& view, const Run& run, int64_t image, int64_t c, int64_t y, float* line) {
   for_parts(view, run, image, c, y, view.w, [&](const float* part, int64_t x, int64_t length) {
-    std::memcpy(line + x, part, length * sizeof(float));
+    copy(part, line + x, length);
   });
 }
 
@@ -60,7 +67,7 @@ void read_row(const View& view, const Run& run, int64_t image, int64_t c, int64_
 void write_row(const View& view, const Run& run, int64_t image, int64_t c, int64_t y, float* line) {
   for (int64_t x = view.w; x < view.pitch; ++x) line[x] = 0;
   for_parts(view, run, image, c, y, view.pitch, [&](float* part, int64_t x, int64_t length) {
-    std::memcpy(part, line + x, length * sizeof(float));
+    copy(line + x, part, length);
   });
 }
 
@@ -88,12 +95,12 @@ void exchange(const Op& op, const Run& run, const Item& item, int64_t y, float* 
   float* outside = run.externals[op.external] + item.image * s[0] + item.begin * s[1] + y * s[2];
   if (!kIsImport)
     for (int64_t c = 0; c < count; ++c)
-      read_row(view, run, item.image, item.begin + c, y, lines + c * size);
-  if (s[3] == 1) {
+      read_row(view, run, item.image, item.begin + c, y,
+               s[3] == 1 ? outside + c * s[1] : lines + c * size);
+  if (s[3] == 1 && kIsImport) {
     for (int64_t c = 0; c < count; ++c)
-      std::memcpy(kIsImport ? lines + c * size : outside + c * s[1],
-                  kIsImport ? outside + c * s[1] : lines + c * size, view.w * sizeof(float));
-  } else {
+      std::memcpy(lines + c * size, outside + c * s[1], view.w * sizeof(float));
+  } else if (s[3] != 1) {
     for (int64_t x = 0; x < view.w; ++x)
       for (int64_t c = 0; c < count; ++c) {
         float &inner = lines[c * size + x], &outer = outside[c * s[1] + x * s[3]];

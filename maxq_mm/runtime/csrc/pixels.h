@@ -19,6 +19,8 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr int kOutputs = Lanes::kSize == 8 ? 3 : 6;  // accumulators: 12 of 16, 24 of 32 registers
+
 // How a layer is cut: tiles of pixels of an image, and chunks of groups of kOutputs outputs.
 struct Cut {
   int64_t groups, tiles, chunks, chunk_groups;
@@ -131,14 +133,15 @@ void multiply(const Group& group) {
   const uint16_t* rows = group.rows;
   for (int64_t i = 0; i < group.count; ++i) {
     if constexpr (kIsDense) {
-      Lanes input[kTileVectors];
+      // Values first: sums, values and one input are all registers there are.
+      Lanes value[kOutputs];
 #pragma GCC unroll 8
-      for (int p = 0; p < kTileVectors; ++p) input[p] = Lanes::load(inputs + p * Lanes::kSize);
+      for (int o = 0; o < kOutputs; ++o) value[o] = Lanes::fill(values[o]);
 #pragma GCC unroll 8
-      for (int o = 0; o < kOutputs; ++o) {
-        const Lanes value = Lanes::fill(values[o]);
+      for (int p = 0; p < kTileVectors; ++p) {
+        const Lanes input = Lanes::load(inputs + p * Lanes::kSize);
 #pragma GCC unroll 8
-        for (int p = 0; p < kTileVectors; ++p) sum[o][p] = sum[o][p].fma(value, input[p]);
+        for (int o = 0; o < kOutputs; ++o) sum[o][p] = sum[o][p].fma(value[o], input);
       }
       inputs += kWidth;
     } else {
@@ -205,13 +208,13 @@ void layer(const Op& op, const Run& run, int64_t item, float* scratch) {
     } else {
       gather(op, from, tile, row, row + rows, inputs);
     }
-    group.count = kIsDense ? rows : rows / op.m * op.n;
+    group.count = rows * op.steps / op.block_rows;
     group.is_last = row + rows == all_rows;
-    const int64_t before = (kIsDense ? row : row / op.m * op.n) * cut.groups;  // weights / kOutputs
+    const int64_t before = row / op.block_rows * op.steps * cut.groups;  // weights / kOutputs
     for (int64_t g = begin; g < end; ++g) {
       const int64_t output = g * kOutputs, weight = (before + g * group.count) * kOutputs;
       group.values = op.values + weight;
-      group.rows = kIsDense ? nullptr : op.rows + weight;
+      group.rows = static_cast<const uint16_t*>(op.rows) + (kIsDense ? 0 : weight);
       group.bias = row == 0 ? op.bias + output : nullptr;
       group.sums = sums + (g - begin) * kOutputs * kWidth;
       group.residual = op.other.pitch == 0 ? nullptr
@@ -248,6 +251,6 @@ int64_t scratch(const Op& op) {
 
 }  // namespace
 
-extern const Kernels KERNELS = {Lanes::kSize, kOutputs, items, run_item, scratch};
+extern const Kernels KERNELS = {Lanes::kSize, kOutputs, kWidth, 1, items, run_item, scratch};
 
 }  // namespace maxq

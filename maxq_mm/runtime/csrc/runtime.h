@@ -1,8 +1,9 @@
 // What the parts of the runtime share: plain structures, no code, nothing of torch.
 //
-// Layout of activations, pixels in lanes: the pixels of a map, row after row, are cut into tiles of
-// kTileVectors vectors, and a tile holds its pixels of all channels, channel after channel: what a
-// convolution reads at a time lies side by side. Pixel (y, x) has number y * pitch + x. Columns w to
+// Layout of activations: the pixels of a map, row after row, are cut into tiles of Kernels::width,
+// and a tile holds its pixels of all channels, channel after channel: what a convolution reads at a
+// time lies side by side. Where pixels are in lanes, a tile is kTileVectors vectors of them; where
+// output channels are, it is one pixel: channels-last. Pixel (y, x) has number y * pitch + x. Columns w to
 // pitch - 1 of a row are 0, and so is what stands around an image, `margin` tiles behind it and
 // `front` floats before the first: a convolution reads its padding there, and pixel i of a map needs
 // the inputs i + constant.
@@ -32,10 +33,10 @@ struct Op {
   int64_t external;          // import, export: which tensor outside
   int64_t strides[4];        // import, export: of it, (N, C, H, W)
   int64_t kernel[2], stride[2], padding[2], dilation[2];
-  int64_t n, m;              // pattern
-  int64_t block_rows;        // rows of the tile that are worked on at a time, a multiple of m
-  const float* values;       // see kernels.py: pack
-  const uint16_t* rows;
+  int64_t block_rows;        // inputs that are worked on at a time; channels permuted as one
+  int64_t steps;             // weights of an output in such a block
+  const float* values;       // see packing.py
+  const void* rows;          // of each weight, its place in the block
   const float* bias;         // O padded to whole groups
 };
 
@@ -49,12 +50,14 @@ struct Run {
 struct Kernels {
   int64_t lanes;
   int64_t outputs;  // output channels side by side
+  int64_t width;    // pixels of a tile
+  int64_t unit;     // what the channels of a tile are padded to a multiple of
   // Number of independent items of an operator; run_item does one of them, with memory of its own.
   int64_t (*items)(const Op& op, const Run& run);
   void (*run_item)(const Op& op, const Run& run, int64_t item, float* scratch);
   int64_t (*scratch)(const Op& op);  // floats
 };
 
-extern const Kernels kAvx2, kAvx512;
+extern const Kernels kPixelsAvx2, kPixelsAvx512, kOutputsAvx512;
 
 }  // namespace maxq
