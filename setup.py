@@ -34,7 +34,6 @@ setup(
         'torch>=2.13,<3',
         'mmengine>=0.10.7,<0.11',
         'matplotlib',  # the hook's picture
-        'ninja',  # torch compiles C++ with it
         'numpy',
         'rich',
         'setuptools<81',  # mmengine imports pkg_resources

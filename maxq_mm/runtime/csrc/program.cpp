@@ -1,0 +1,74 @@
+// The C interface: which instruction sets there are, and operators run one after the other.
+
+#include <chrono>
+
+#include "pool.h"
+#include "runtime.h"
+
+namespace {
+
+const maxq::Kernels& kernels(int64_t number) {
+#if !defined(MAXQ_EMULATE)
+  if (number == 0) return maxq::kPixelsAvx2;
+#endif
+  return number == 1 ? maxq::kOutputsAvx512 : maxq::kPixelsAvx512;
+}
+
+}  // namespace
+
+extern "C" {
+
+// What the processor and the system offer: 2 AVX-512, 1 AVX2, 0 neither.
+int64_t maxq_level() {
+#if defined(MAXQ_EMULATE)
+  return 2;
+#elif defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+  return 0;
+}
+
+// Of the kernels with this number: lanes, outputs side by side, width of a tile, unit of channels.
+void maxq_describe(int64_t number, int64_t* to) {
+  const maxq::Kernels& chosen = kernels(number);
+  to[0] = chosen.lanes;
+  to[1] = chosen.outputs;
+  to[2] = chosen.width;
+  to[3] = chosen.unit;
+}
+
+// Bytes of an operator, so that its mirror is checked.
+int64_t maxq_op_bytes() { return sizeof(maxq::Op); }
+
+// Runs operators on memory of `arena` floats and tensors outside; microseconds (null, or one for
+// each operator) tells how long each took.
+void maxq_run(int64_t number, const maxq::Op* ops, int64_t count, float* arena,
+              float* const* externals, int64_t threads, double* microseconds) {
+  const maxq::Kernels& chosen = kernels(number);
+  const maxq::Run run{arena, externals, threads};
+  using Clock = std::chrono::steady_clock;
+  auto before = Clock::now();
+  const auto stop = [&](int64_t i) {
+    const auto now = Clock::now();
+    if (microseconds && i >= 0)
+      microseconds[i] = std::chrono::duration<double, std::micro>(now - before).count();
+    before = now;
+  };
+  maxq::run_jobs(
+      count,
+      [&](int64_t i) {
+        stop(i - 1);
+        const maxq::Op& op = ops[i];
+        return maxq::Job{chosen.items(op, run),
+                         [&](int64_t item, float* scratch) { chosen.run_item(op, run, item, scratch); },
+                         chosen.scratch(op)};
+      },
+      threads);
+  stop(count - 1);
+}
+
+}  // extern "C"

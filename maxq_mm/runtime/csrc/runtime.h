@@ -1,0 +1,63 @@
+// What the parts of the runtime share: plain structures, no code, nothing of torch.
+//
+// Layout of activations: the pixels of a map, row after row, are cut into tiles of Kernels::width,
+// and a tile holds its pixels of all channels, channel after channel: what a convolution reads at a
+// time lies side by side. Where pixels are in lanes, a tile is kTileVectors vectors of them; where
+// output channels are, it is one pixel: channels-last. Pixel (y, x) has number y * pitch + x. Columns w to
+// pitch - 1 of a row are 0, and so is what stands around an image, `margin` tiles behind it and
+// `front` floats before the first: a convolution reads its padding there, and pixel i of a map needs
+// the inputs i + constant.
+#pragma once
+
+#include <cstdint>
+
+namespace maxq {
+
+constexpr int kTileVectors = 4;  // a tile is so many vectors of pixels
+
+// A tensor; its tiles begin at floats offset + image number * image. Mirrored in library.py.
+struct View {
+  int64_t offset, image;
+  int64_t n, c, h, w, pitch;
+  int64_t tiles, margin;   // of an image, and zeros behind it
+  int64_t front;           // floats before the first image that are 0
+};
+
+enum Kind : int64_t { kImport, kExport, kLayer, kDenseLayer, kMaxPool, kAdd, kUpsample };
+
+// One operator. Mirrored in library.py.
+struct Op {
+  Kind kind;
+  int64_t relu;
+  View in, other, out;       // other: residual, second summand; pitch 0 if there is none
+  int64_t external;          // import, export: which tensor outside
+  int64_t strides[4];        // import, export: of it, (N, C, H, W)
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  int64_t block_rows;        // inputs that are worked on at a time; channels permuted as one
+  int64_t steps;             // weights of an output in such a block
+  const float* values;       // see packing.py
+  const void* rows;          // of each weight, its place in the block
+  const float* bias;         // O padded to whole groups
+};
+
+struct Run {
+  float* arena;
+  float* const* externals;
+  int64_t threads;
+};
+
+// What one instruction set offers.
+struct Kernels {
+  int64_t lanes;
+  int64_t outputs;  // output channels side by side
+  int64_t width;    // pixels of a tile
+  int64_t unit;     // what the channels of a tile are padded to a multiple of
+  // Number of independent items of an operator; run_item does one of them, with memory of its own.
+  int64_t (*items)(const Op& op, const Run& run);
+  void (*run_item)(const Op& op, const Run& run, int64_t item, float* scratch);
+  int64_t (*scratch)(const Op& op);  // floats
+};
+
+extern const Kernels kPixelsAvx2, kPixelsAvx512, kOutputsAvx512;
+
+}  // namespace maxq

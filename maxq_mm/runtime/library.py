@@ -1,0 +1,130 @@
+"""The compiled runtime: C++ kernels behind a plain C interface, called without Python's lock.
+
+Kernels are chosen at run time by what the processor has: AVX-512 (F, BW, DQ, VL), AVX2 with FMA, or
+nothing. ``MAXQ_ISA`` in the environment forces others, never such as the processor lacks:
+``avx512``, ``avx2``, ``none``, ``avx512-pixels`` (AVX2's kernels in AVX-512); for tests,
+``emulated`` and ``emulated-pixels`` are what AVX-512 runs in plain C++.
+"""
+
+import ctypes
+import functools
+import os
+import platform
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from ..utils import compiler
+from ..utils.errors import InputError
+
+SOURCES = Path(__file__).parent / 'csrc'
+
+
+class Kernels(NamedTuple):
+    """One set of kernels: its number in program.cpp, what it needs (maxq_level), its layout."""
+
+    number: int
+    level: int
+    # What the lanes of a vector are: pixels, whose tiles hold them side by side, or output
+    # channels, of channels-last activations.
+    lanes_are: str
+
+
+# The one place where instruction sets, kernels and layouts are matched; the best comes first.
+KERNELS = {
+    'avx512': Kernels(1, 2, 'outputs'),
+    'avx2': Kernels(0, 1, 'pixels'),
+    'avx512-pixels': Kernels(2, 2, 'pixels'),
+    'emulated': Kernels(1, 2, 'outputs'),
+    'emulated-pixels': Kernels(2, 2, 'pixels'),
+}
+FLAGS = ('-O3', '-std=c++20', '-pthread')  # of all files
+_AVX2 = ('-mavx2', '-mfma')
+_AVX512 = (*_AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl')
+_lock = threading.Lock()
+_Int = ctypes.c_int64
+
+
+class View(ctypes.Structure):
+    """A tensor: see runtime.h."""
+
+    _fields_ = [(name, _Int) for name in ('offset', 'image', 'n', 'c', 'h', 'w', 'pitch', 'tiles',
+                                          'margin', 'front')]
+
+
+class Op(ctypes.Structure):
+    """One operator: see runtime.h."""
+
+    _fields_ = [('kind', _Int), ('relu', _Int), ('input', View), ('other', View), ('out', View),
+                ('external', _Int), ('strides', _Int * 4), ('kernel', _Int * 2),
+                ('stride', _Int * 2), ('padding', _Int * 2), ('dilation', _Int * 2),
+                ('block_rows', _Int), ('steps', _Int), ('values', ctypes.c_void_p),
+                ('rows', ctypes.c_void_p), ('bias', ctypes.c_void_p)]
+
+
+class Library(NamedTuple):
+    """The library as it runs here."""
+
+    instruction_set: str  # a key of KERNELS
+    kernels: Kernels
+    run: ctypes._CFuncPtr
+    lanes: int
+    outputs: int  # side by side
+    width: int  # pixels of a tile
+    unit: int  # what channels are padded to a multiple of
+
+
+def library() -> Library | None:
+    """The library, compiled and loaded once a process; None if it cannot run here.
+
+    Raises:
+        InputError: ``MAXQ_ISA`` is none of its values.
+    """
+    with _lock:  # a cache alone lets two threads in
+        return _library()
+
+
+@functools.cache
+def _library() -> Library | None:
+    wanted = os.environ.get('MAXQ_ISA') or 'avx512'
+    if wanted not in (*KERNELS, 'none'):
+        raise InputError(f'MAXQ_ISA must be none or one of {", ".join(KERNELS)}, got {wanted!r}')
+    emulated = wanted.startswith('emulated')
+    if wanted == 'none' or not (emulated or platform.machine() in ('x86_64', 'AMD64')):
+        return None
+    try:
+        functions = _load(emulated)
+    except Exception as error:  # no compiler, no space: layers stay dense
+        compiler.say_fallback('kernels', error, 'N:M layers stay dense', stacklevel=5)
+        return None
+    level = functions.maxq_level()
+    if KERNELS[wanted].level > level:
+        wanted = 'avx2' if level == 1 else 'none'
+    if wanted == 'none':
+        return None
+    described = (_Int * 4)()
+    functions.maxq_describe(KERNELS[wanted].number, described)
+    return Library(wanted, KERNELS[wanted], functions.maxq_run, *described)
+
+
+def _load(emulated: bool) -> ctypes.CDLL:
+    flags = () if emulated else _AVX512
+    sets = {'outputs_avx512': flags, 'pixels_avx512': flags}
+    if not emulated:
+        sets['pixels_avx2'] = _AVX2
+    units = [compiler.Unit(SOURCES / f'{name}.cpp', flags) for name, flags in sets.items()]
+    units += [compiler.Unit(SOURCES / f'{name}.cpp') for name in ('pool', 'program')]
+    functions = compiler.load(
+        'runtime', units, ctypes.CDLL, headers=sorted(SOURCES.glob('*.h')),
+        flags=(*FLAGS, *(['-DMAXQ_EMULATE'] if emulated else [])))
+    pointer = ctypes.c_void_p
+    functions.maxq_level.restype = functions.maxq_op_bytes.restype = _Int
+    functions.maxq_describe.restype = functions.maxq_run.restype = None
+    functions.maxq_describe.argtypes = [_Int, pointer]
+    functions.maxq_run.argtypes = [_Int, pointer, _Int, pointer, pointer, _Int, pointer]
+    assert functions.maxq_op_bytes() == ctypes.sizeof(Op), 'the two sides of Op differ'
+    return functions
+
+
+KINDS = {name: number for number, name in enumerate(
+    ('import', 'export', 'layer', 'dense layer', 'max pool', 'add', 'upsample'))}

@@ -1,0 +1,213 @@
+"""The kernels against torch in float64, on every set of them, in threads, forks and copies."""
+
+import copy
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from maxq_mm.runtime import kernels
+from maxq_mm.runtime.library import KERNELS, library
+from maxq_mm.runtime.program import Program
+from maxq_mm.utils.errors import InputError
+
+from ..conftest import ROOT
+from .kernel_cases import check, check_network, close, residual_network, sparse
+
+needs_kernels = pytest.mark.skipif(kernels.instruction_set() is None,
+                                   reason='no AVX2 or AVX-512, or no C++ compiler')
+
+
+def run(code: str, **environment: str) -> str:
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, check=False,
+                            capture_output=True, timeout=600, env={**os.environ, **environment})
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@needs_kernels
+@pytest.mark.parametrize('seed', range(5))
+def test_any_layer(seed):
+    check(seed, 40, 10)
+
+
+@needs_kernels
+@pytest.mark.parametrize('threads', [1, 3])
+def test_a_network_at_several_sizes(threads):
+    before = torch.get_num_threads()
+    try:
+        check_network(threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('name', ['emulated', 'emulated-pixels', 'avx2'])
+def test_other_kernels(name):
+    """What AVX-512 runs, in plain C++; and AVX2 where there is more."""
+    if name == 'avx2' and kernels.instruction_set() in (None, 'avx2'):
+        pytest.skip('tested in this process, or not here')
+    run('from tests.runtime.kernel_cases import check, check_network\n'
+        'from maxq_mm.runtime import kernels\n'
+        f'assert kernels.instruction_set() == {name!r}\n'
+        'check(7, 40, 10); check_network(2)', MAXQ_ISA=name)
+
+
+def test_no_kernels():
+    run('import torch; from maxq_mm.runtime import kernels\n'
+        'from maxq_mm.utils.errors import InputError\n'
+        'assert kernels.instruction_set() is None\n'
+        'weight = torch.eye(4)\n'
+        'assert "no kernel for this CPU" in kernels.refusal(weight, "1:4")\n'
+        'try: kernels.pack(weight, "1:4")\n'
+        'except InputError as error: assert "no kernel takes this layer" in str(error)\n'
+        'else: raise AssertionError', MAXQ_ISA='none')
+
+
+def test_an_unknown_set():
+    run('from maxq_mm.runtime import kernels\n'
+        'try: kernels.instruction_set()\n'
+        'except ValueError as error: assert "got \'sse\'" in str(error)\n'
+        'else: raise AssertionError', MAXQ_ISA='sse')
+
+
+@needs_kernels
+def test_never_more_than_the_processor_has():
+    name = run('from maxq_mm.runtime import kernels; print(kernels.instruction_set())',
+               MAXQ_ISA='avx512').strip()
+    flags = Path('/proc/cpuinfo')
+    if flags.exists():
+        assert KERNELS[name].level == (2 if 'avx512f' in flags.read_text() else 1)
+
+
+def test_without_a_compiler(tmp_path):
+    run('import warnings; from maxq_mm.runtime import kernels\n'
+        'with warnings.catch_warnings(record=True) as seen:\n'
+        '    warnings.simplefilter("always")\n'
+        '    for _ in range(2): assert kernels.instruction_set() is None\n'
+        'seen = [str(w.message) for w in seen if "compile its kernels" in str(w.message)]\n'
+        'assert len(seen) == 1, seen', CXX='no-such-compiler', XDG_CACHE_HOME=str(tmp_path))
+
+
+@needs_kernels
+def test_under_the_address_sanitizer(tmp_path):
+    compiler = shutil.which(os.environ.get('CXX') or 'c++')
+    found = compiler and subprocess.run([compiler, '-print-file-name=libasan.so'], text=True,
+                                        capture_output=True, check=False).stdout.strip()
+    if not found or not Path(found).is_absolute():
+        pytest.skip('no address sanitizer here')
+    run('import maxq_mm.runtime.library as library\n'
+        'library.FLAGS += ("-fsanitize=address", "-g1")\n'
+        'from tests.runtime.kernel_cases import check, check_network\n'
+        'check(3, 20, 5); check_network(2)', LD_PRELOAD=str(Path(found).resolve()),
+        ASAN_OPTIONS='detect_leaks=0', XDG_CACHE_HOME=str(tmp_path))
+
+
+@needs_kernels
+def test_several_callers_at_once():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        program, reference = residual_network('1:4')
+        inputs = [torch.randn(1, 3, 24 + 4 * i, 40) for i in range(8)]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda x: program(x), inputs * 4))
+        for x, results in zip(inputs * 4, found, strict=True):
+            for one, expected in zip(results, reference(x), strict=True):
+                close(one, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_kernels
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork')
+def test_after_a_fork():
+    """The child has no helpers; it gets its own, and both end."""
+    run('import os, torch; from tests.runtime.kernel_cases import check_network\n'
+        'check_network(2)\n'
+        'child = os.fork()\n'
+        'check_network(2)\n'
+        'if child == 0: os._exit(0)\n'
+        'assert os.waitpid(child, 0)[1] == 0')
+
+
+@needs_kernels
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_are_their_own(copied):
+    program, reference = residual_network()
+    x = torch.randn(1, 3, 20, 20)
+    program(x)
+    other = copied(program)
+    del program
+    close(other(x)[0], reference(x)[0])
+
+
+@needs_kernels
+def test_numbers_that_are_none():
+    """NaN is not hidden by a ReLU or a maximum."""
+    weight = sparse((4, 4, 1, 1), None)
+    x = torch.ones(1, 4, 3, 3)
+    x[0, 0, 1, 1] = torch.nan
+    result = kernels.pack(weight, None)(x, relu=True)
+    assert result[0, :, 1, 1].isnan().all()
+    assert result.isnan().sum() == 4
+    program = Program()
+    program.output(program.max_pool(program.relu(program.input(4)), 3, 1, 1))
+    assert program(x)[0][0, 0].isnan().all()
+    assert not program(x)[0][0, 1:].isnan().any()
+
+
+@needs_kernels
+def test_timings_name_the_operators():
+    program, _ = residual_network()
+    names = [name for name, milliseconds in program.timings(torch.randn(1, 3, 32, 32), repeats=2)
+             if milliseconds > 0]
+    assert len(names) == len(program.nodes)  # one input, whose place the outputs' sum takes
+    assert names[0] == 'dense 16x3x7x7 -> 16 x 16 x 16'
+    assert names[-1] == 'inputs and outputs'
+
+
+@needs_kernels
+def test_what_is_refused():
+    weight = sparse((4, 16, 3, 3), '2:4')
+    assert kernels.refusal(weight, '2:4') is None
+    assert kernels.refusal(weight, '1:16') == 'not 1:16'
+    assert kernels.refusal(weight, '1:3') == '16 input channels, no multiple of 3'
+    assert kernels.refusal(weight, '2:4', groups=2) == 'grouped (2 groups)'
+    assert 'float64' in kernels.refusal(weight.double(), '2:4')
+    assert 'meta' in kernels.refusal(weight.to('meta'), '2:4')
+    for arguments, said in (((weight, '1:16'), 'not 1:16'),
+                            ((weight, '2:4', torch.ones(3)), 'bias'),
+                            ((weight, '2:4', None, 0), 'stride'),
+                            ((weight, '2:4', None, 1, 'same'), 'padding')):
+        with pytest.raises(InputError, match=said):
+            kernels.pack(*arguments)
+    layer = kernels.pack(weight, '2:4')
+    for x, said in ((torch.ones(1, 8, 9, 9), r'\(N, 16, H, W\)'), (torch.ones(16, 9), 'N, 16'),
+                    (torch.ones(1, 16, 2, 2), 'too small'),
+                    (torch.ones(1, 16, 9, 9).double(), 'float32')):
+        with pytest.raises(InputError, match=said):
+            layer(x)
+    with pytest.raises(InputError, match='cannot be added'):
+        layer(torch.ones(1, 16, 9, 9), torch.ones(1, 4, 9, 9))
+    program = Program()
+    x = program.input(8)
+    for call, said in ((lambda: program.layer(x, layer), '16 input channels'),
+                       (lambda: program.relu(5), '5 is no value'),
+                       (lambda: program.add(x, program.input(4)), '8 channels and 4'),
+                       (lambda: program.max_pool(x, 2, 2, 2), 'padding')):
+        with pytest.raises(InputError, match=said):
+            call()
+
+
+@needs_kernels
+def test_packed_for_another_set():
+    layer = kernels.pack(sparse((4, 16, 1, 1), '1:4'), '1:4')
+    object.__setattr__(layer, 'instruction_set', 'another')
+    with pytest.raises(RuntimeError, match=library().instruction_set):
+        layer(torch.ones(1, 16, 2, 2))
