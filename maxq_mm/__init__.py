@@ -15,9 +15,8 @@ from .nn.sparsify import sparsify
 
 __version__ = '0.1.0'
 __all__ = ['CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRunner', 'ReseedHook',
-           'accelerate', 'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
-           'save_compact', 'soft_mask', 'sparsify']
-
+           'accelerate', 'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report',
+           'satisfies', 'save_compact', 'soft_mask', 'sparsify']
 
 
 def __getattr__(name: str):

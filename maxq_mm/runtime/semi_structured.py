@@ -13,8 +13,8 @@ from ..functional.masks import satisfies
 from ..nn.layers import MaxQConv2d, MaxQLinear
 from ..nn.types import sparse_type
 from ..utils.errors import InputError
-from .cusparselt import DTYPES, check_gpu, least_shape, milliseconds
 from .calls import run
+from .cusparselt import DTYPES, check_gpu, least_shape, milliseconds
 from .packed_layers import PACKED_TYPES, packed, turn
 from .report import AccelerationReport, LayerChoice
 

@@ -21,9 +21,9 @@ class Untraceable(Exception):
 class Trace:
     """``graph`` takes and gives flat lists of tensors.
 
-    ``tensors`` are those of the model, by the target of their ``get_attr`` nodes; ``guards`` raises AssertionError for
-    tensors that the graph does not hold for; ``results`` tells what the part returns of the flat
-    list.
+    ``tensors`` are those of the model, by the target of their ``get_attr`` nodes; ``guards`` raises
+    AssertionError for tensors that the graph does not hold for; ``results`` is the structure of
+    what the part returns.
     """
 
     graph: fx.Graph
@@ -64,7 +64,7 @@ def trace(model: nn.Module, function: Callable, args: tuple, kwargs: dict) -> Tr
     examples = [leaf.new_zeros([max(size, 2) if axis in free else size
                                 for axis, size in enumerate(leaf.shape)])
                 for leaf, free in zip(leaves, axes, strict=True)]
-    shapes = tuple({axis: torch.export.Dim.AUTO for axis in free} for free in axes)
+    shapes = tuple(dict.fromkeys(free, torch.export.Dim.AUTO) for free in axes)
     results = []
 
     def part(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -78,8 +78,8 @@ def trace(model: nn.Module, function: Callable, args: tuple, kwargs: dict) -> Tr
 
     try:
         with torch.no_grad():
-            program = torch.export.export(_Part(model, part), tuple(examples), dynamic_shapes=(shapes, ),
-                                          strict=False)
+            program = torch.export.export(_Part(model, part), tuple(examples),
+                                          dynamic_shapes=(shapes, ), strict=False)
             module = program.run_decompositions({}).module()
     except Untraceable:
         raise
