@@ -16,14 +16,13 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['maxq_mm', 'maxq_mm.*']),
-    package_data={'maxq_mm': ['functional/csrc/*.cpp']},
+    package_data={'maxq_mm': ['functional/csrc/*.cpp', 'runtime/csrc/*']},
     python_requires='>=3.10',
     install_requires=[
         'torch>=2.1,<3',
         'mmengine>=0.10.4,<0.11',
         'mmcv>=2.0.0,<2.2.0',
         'mmdet>=3.1,<3.4',
-        'ninja',  # torch compiles C++ with it
         'numpy',
         'pycocotools>=2.0.6',
         'rich',

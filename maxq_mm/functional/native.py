@@ -6,20 +6,14 @@ and decay.py compute the same with torch alone, several times slower.
 """
 
 import functools
-import hashlib
-import logging
 import os
-import platform
-import shutil
-import sys
-import tempfile
 import threading
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..utils import compiler
 from .pattern import Pattern
 
 SOURCE = Path(__file__).parent / 'csrc' / 'soft_mask.cpp'
@@ -42,15 +36,11 @@ def _available() -> bool:
     if os.environ.get('MAXQ_NATIVE') == '0':
         return False
     try:
-        library = _cached()
-        if _is_whole(library):
-            torch.ops.load_library(library)
-        else:
-            _compile(library)
+        compiler.load('soft_mask', [compiler.Unit(SOURCE)], torch.ops.load_library,
+                      flags=_flags(), with_torch=True)
     except Exception as error:  # no compiler, no space, another torch: never in the way of training
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(f'maxq_mm could not compile its C++ operators ({reason}); masks are computed '
-                      'with torch alone, several times slower', stacklevel=3)
+        compiler.say_fallback('C++ operators', error, 'masks are computed with torch alone, '
+                              'several times slower')
         return False
     return True
 
@@ -78,60 +68,8 @@ def _take(*tensors: Tensor) -> bool:
 def _flags() -> list[str]:
     capability = torch.backends.cpu.get_cpu_capability()
     name = capability if capability in _VECTORS else 'DEFAULT'
-    return ['-O3', '-fopenmp', '-fno-math-errno', '-fno-trapping-math',
+    return ['-O3', '-std=c++20', '-fopenmp', '-fno-math-errno', '-fno-trapping-math',
             f'-DCPU_CAPABILITY={name}', f'-DCPU_CAPABILITY_{name}', *_VECTORS.get(name, ())]
-
-
-def _cached() -> Path:
-    """Where the library of this source, torch and machine is kept."""
-    parts = (SOURCE.read_text(), *_flags(), torch.__version__, platform.platform(), sys.version)
-    key = hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
-    root = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))  # noqa: PTH111
-    return root / 'maxq_mm' / f'soft_mask-{key}.so'
-
-
-def _is_whole(library: Path) -> bool:
-    """Whether the file ends with its own checksum: loading one cut short kills the process."""
-    if not library.is_file():
-        return False
-    content = library.read_bytes()
-    size = hashlib.sha256().digest_size
-    return content[-size:] == hashlib.sha256(content[:-size]).digest()
-
-
-def _compile(library: Path) -> None:
-    """Compile and load; keep the result in ``library`` if that can be written."""
-    from torch.utils import cpp_extension
-
-    logging.getLogger('maxq_mm').warning(
-        'maxq_mm: compiling C++ operators, once on this machine (about 15 s)')
-    parent = library.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(dir=parent)
-    except OSError as error:
-        warnings.warn(f'maxq_mm cannot keep its compiled operators ({error}); the next process '
-                      'compiles them again', stacklevel=4)
-        folder = tempfile.mkdtemp(prefix='maxq_mm-')
-    path = os.environ.get('PATH', '')
-    # In a folder of its own: a compilation that was killed leaves no lock to others.
-    try:
-        # ninja sits beside an interpreter that was started by its path.
-        os.environ['PATH'] = os.pathsep.join((str(Path(sys.executable).parent), path))
-        cpp_extension.load(library.stem.replace('-', '_'), [str(SOURCE)], _flags(),
-                           build_directory=folder, is_python_module=False)
-        built = next(Path(folder).glob('*.so'))
-        if Path(folder).parent == parent:
-            content = built.read_bytes()
-            beside = Path(folder) / library.name
-            with beside.open('wb') as file:
-                file.write(content + hashlib.sha256(content).digest())
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(library)
-    finally:
-        os.environ['PATH'] = path
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def soft_mask(weight: Tensor, pattern: Pattern, dense_count: int, axes: tuple[str, ...],

@@ -1,0 +1,163 @@
+"""Many operators in one call, activations in the library's own layout between them.
+
+A program is described once, without sizes, and runs on inputs of any size:
+
+    program = Program()
+    x = program.input(64)
+    y = program.layer(x, packed, relu=True)
+    program.output(program.max_pool(y, 2, 2, 0))
+    result, = program(images)
+
+What an operator returns is the number of a value; shapes are ``(N, C, H, W)``, and rows ``(B, C)``
+count as one image of ``C`` channels and ``1 x B`` pixels.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ..utils.errors import InputError
+from .kernels import PackedLayer, _pair
+from .library import library
+from .plan import Node, Plan, make_plan
+
+# So many sizes of input are remembered.
+_PLANS = 32
+
+
+class Program:
+    """A straight list of operators; see the module."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.outputs: list[int] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._plans: dict[tuple, Plan] = {}
+        self._memory: list[Tensor] = []  # of runs that have ended
+
+    def __getstate__(self) -> dict:
+        return {'nodes': list(self.nodes), 'outputs': list(self.outputs)}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def input(self, channels: int, rows: bool = False) -> int:
+        """An input ``(N, channels, H, W)``, or ``(B, channels)`` if it is ``rows``."""
+        return self._add(Node('import', (), channels, rows=rows))
+
+    def layer(self, x: int, packed: PackedLayer, residual: int | None = None,
+              relu: bool = False) -> int:
+        """A layer, what is added to it, and a ReLU."""
+        if packed.shape[1] != self._node(x).channels:
+            raise InputError(f'a layer of {packed.shape[1]} input channels cannot take a value of '
+                             f'{self._node(x).channels}')
+        values = (x, ) if residual is None else (x, residual)
+        return self._add(Node('layer' if packed.pattern else 'dense layer', values,
+                              packed.shape[0], relu, layer=packed, kernel=packed.kernel,
+                              stride=packed.stride, padding=packed.padding,
+                              dilation=packed.dilation))
+
+    def max_pool(self, x: int, kernel: int | tuple[int, int], stride: int | tuple[int, int],
+                 padding: int | tuple[int, int] = 0) -> int:
+        """``torch.nn.functional.max_pool2d`` without dilation, sizes rounded down."""
+        kernel, padding = _pair('kernel', kernel, 1), _pair('padding', padding, 0)
+        if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+            raise InputError(f'padding {padding} is more than half of the kernel {kernel}')
+        return self._add(Node('max pool', (x, ), self._node(x).channels, kernel=kernel,
+                              stride=_pair('stride', stride, 1), padding=padding))
+
+    def add(self, a: int, b: int, relu: bool = False) -> int:
+        """The sum of two values of one shape, and a ReLU."""
+        return self._add(Node('add', (a, b), self._node(a).channels, relu))
+
+    def relu(self, x: int) -> int:
+        """A ReLU by itself."""
+        return self._add(Node('add', (x, ), self._node(x).channels, True))
+
+    def upsample(self, x: int, like: int) -> int:
+        """The nearest pixels of ``x``, as high and wide as ``like``."""
+        return self._add(Node('upsample', (x, ), self._node(x).channels, like=like))
+
+    def upsample_add(self, x: int, like: int) -> int:
+        """``like`` plus the nearest pixels of ``x``: a feature pyramid's step."""
+        return self._add(Node('upsample', (x, like), self._node(x).channels, like=like))
+
+    def output(self, x: int) -> None:
+        """Make a value one of the results, after those that are."""
+        self._node(x)
+        self.outputs.append(x)
+        self._forget()
+
+    def _node(self, value: int) -> Node:
+        if not 0 <= value < len(self.nodes):
+            raise InputError(f'{value} is no value of this program')
+        return self.nodes[value]
+
+    def _add(self, node: Node) -> int:
+        others = (*node.values, *(() if node.like is None else (node.like, )))
+        for value in others:
+            self._node(value)
+        if len(node.values) == 2 and self.nodes[node.values[1]].channels != node.channels:
+            raise InputError(f'{node.channels} channels and '
+                             f'{self.nodes[node.values[1]].channels} cannot be added')
+        self.nodes.append(node)
+        self._forget()
+        return len(self.nodes) - 1
+
+    def __call__(self, *tensors: Tensor,
+                 memory_format: torch.memory_format = torch.contiguous_format
+                 ) -> tuple[Tensor, ...]:
+        """Run on inputs of any size, with ``torch.get_num_threads()`` threads.
+
+        Returns:
+            The outputs: ``(N, C, H, W)`` in ``memory_format``, rows ``(B, C)``.
+
+        Raises:
+            InputError: inputs of other channels or types, or too small.
+            RuntimeError: no kernels on this machine.
+        """
+        return self._run(tensors, memory_format)
+
+    def timings(self, *tensors: Tensor, repeats: int = 5) -> list[tuple[str, float]]:
+        """Each operator and its milliseconds, the median of some runs."""
+        times = []
+        for _ in range(repeats):
+            plan = self._plan(tensors, torch.contiguous_format)
+            clock = (ctypes.c_double * len(plan.ops))()
+            self._run(tensors, torch.contiguous_format, clock)
+            times.append(list(clock))
+        medians = torch.tensor(times).median(0).values / 1e3
+        return list(zip(plan.names, medians.tolist(), strict=True))
+
+    def _plan(self, tensors: tuple[Tensor, ...], memory_format: torch.memory_format) -> Plan:
+        key = (tuple((tensor.shape, tensor.stride()) for tensor in tensors), memory_format)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = make_plan(self.nodes, self.outputs, tensors, memory_format)
+            while len(self._plans) >= _PLANS:
+                self._plans.pop(next(iter(self._plans), None), None)
+            self._plans[key] = plan
+        return plan
+
+    def _run(self, tensors: tuple[Tensor, ...], memory_format: torch.memory_format,
+             clock: ctypes.Array | None = None) -> tuple[Tensor, ...]:
+        tensors = tuple(tensor.detach() for tensor in tensors)
+        plan = self._plan(tensors, memory_format)
+        found = library()
+        results = tuple(torch.empty(shape, memory_format=memory_format if len(shape) == 4
+                                    else torch.contiguous_format) for shape in plan.results)
+        try:
+            memory = self._memory.pop()
+        except IndexError:
+            memory = torch.empty(0)
+        if memory.numel() < plan.floats:
+            memory = torch.empty(plan.floats)
+        everything = [tensor.data_ptr() for tensor in (*tensors, *results)]
+        found.run(found.lanes, plan.ops, len(plan.ops), memory.data_ptr(),
+                  (ctypes.c_void_p * len(everything))(*everything), torch.get_num_threads(), clock)
+        self._memory.append(memory)
+        return results
