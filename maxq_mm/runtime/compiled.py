@@ -28,7 +28,7 @@ class _ProgramStep:
     program: Program
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    layers: tuple[Layer | None, ...]  # of the program's operators
+    layers: tuple[Layer | None, ...]  # that the program's values are of
 
     def __call__(self, values: list) -> None:
         results = self.program(*(values[index] for index in self.inputs))
@@ -37,7 +37,8 @@ class _ProgramStep:
 
     def milliseconds(self, values: list, repeat: int) -> list[tuple[Layer, float]]:
         timings = self.program.timings(*(values[index] for index in self.inputs), repeats=repeat)
-        return [(layer, ms) for layer, (_, ms) in zip(self.layers, timings, strict=True)
+        by_value = [ms for text, ms in timings if not text.startswith('output ')]
+        return [(layer, ms) for layer, ms in zip(self.layers, by_value, strict=True)
                 if layer is not None]
 
 

@@ -107,24 +107,25 @@ def build(nodes: list[fx.Node], choices: Choices, packed: Packed, results: set[f
           ) -> tuple[Program, list[fx.Node], list[fx.Node], list[Layer | None]]:
     """The program of ``nodes``, in order, that gives ``results``.
 
-    Returns it with the nodes of its inputs and of its outputs, and the layer that each of its
-    operators is.
+    Returns it with the nodes of its inputs and of its outputs, and the layers that its values are
+    of.
     """
-    program, values, operators = Program(), {}, []
+    program, values = Program(), {}
     members = set(nodes)
     inputs = list(dict.fromkeys(arg for node in nodes for arg in _tensors(node)
                                 if arg not in members))
     for node in inputs:
         values[node] = program.input(int(node.meta['val'].shape[1]), rows=_ndim(node) == 2)
+    layers = [None] * len(inputs)
     for node in nodes:
         if _upsamples(node):
             continue  # with its sum
-        operators.append(node.target if isinstance(node.target, Layer) else None)
+        layers.append(node.target if isinstance(node.target, Layer) else None)
         values[node] = _add(program, node, values, choices, packed)
     outputs = [node for node in nodes if node in results]
     for node in outputs:
         program.output(values[node])
-    return program, inputs, outputs, operators
+    return program, inputs, outputs, layers
 
 
 def _add(program: Program, node: fx.Node, values: dict, choices: Choices, packed: Packed) -> int:
