@@ -26,11 +26,10 @@ OPENVINO = {'OpenVINO float32': 'f32', 'OpenVINO bfloat16': 'bf16'}
 def network(model: nn.Module, scope: str) -> nn.Module:
     """What is compared of a detector: its backbone, that and the neck, or all of it."""
     model = revert_sync_batchnorm(model).eval().requires_grad_(False)
-    if scope == 'backbone':
-        return model.backbone
-    if scope == 'features':
-        return nn.Sequential(OrderedDict(backbone=model.backbone, neck=model.neck)).eval()
-    return model
+    if scope == 'detector':
+        return model
+    names = ('backbone', ) if scope == 'backbone' else ('backbone', 'neck')
+    return nn.Sequential(OrderedDict((name, getattr(model, name)) for name in names)).eval()
 
 
 def in_torch(model: nn.Module) -> Engine:
