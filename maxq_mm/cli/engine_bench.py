@@ -73,7 +73,7 @@ def _share(macs: int | None, ms: float | None, highest: float) -> float | None:
     return macs / (ms * 1e-3) / highest if macs and ms else None
 
 
-def _seconds(call: Callable[[], object], repeat: int = 7) -> float:
+def _seconds(call: Callable[[], object], repeat: int = 200) -> float:
     call()
     times = []
     for _ in range(repeat):

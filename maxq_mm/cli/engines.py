@@ -107,8 +107,11 @@ def difference(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
                 for a, b in zip(expected, found, strict=True) if a.size), default=0.)
 
 
-def peak(seconds: Callable[[Callable], float], size: int = 1536) -> float:
-    """Multiply-adds a second of a large dense product, the most that torch gets out of the CPU."""
+def peak(seconds: Callable[[Callable], float], size: int = 384) -> float:
+    """Multiply-adds a second of a dense product, the most that torch gets out of the CPU.
+
+    One so small that some of them run undisturbed on a machine that is shared.
+    """
     a, b = torch.randn(2, size, size)
     return size**3 / seconds(lambda: a @ b)
 
