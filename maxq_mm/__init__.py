@@ -12,12 +12,19 @@ from .nn.fold import fold
 from .nn.layers import MaxQConv2d, MaxQLinear
 from .nn.report import report
 from .nn.sparsify import SparsityHandle, sparsify
-from .runtime.semi_structured import to_semi_structured
 
 __version__ = '0.1.0'
-__all__ = ['MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'dense_fraction', 'fold',
-           'keep_mask', 'load_compact', 'report', 'satisfies', 'save_compact', 'soft_mask',
-           'sparsify', 'to_semi_structured']
+__all__ = ['MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'accelerate',
+           'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
+           'save_compact', 'soft_mask', 'sparsify']
+
+
+def __getattr__(name: str):
+    if name == 'accelerate':  # training never imports the runtime
+        from .runtime.accelerate import accelerate
+        return accelerate
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
 
 # Resuming any mmengine run, MaxQ or not, needs this on torch >= 2.6.
 allow_mmengine_checkpoints()

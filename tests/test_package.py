@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import maxq_mm
 
 
@@ -14,7 +16,8 @@ def test_imports_without_mmdet_and_mmcv():
 
 def test_imports_no_compiler_and_no_runtime():
     slow = 'torch._dynamo', 'onnx', 'onnxruntime'  # half a second and more
-    code = f"import sys, maxq_mm; assert not set({slow!r}) & set(sys.modules)"
+    code = (f"import sys, maxq_mm; assert not set({slow!r}) & set(sys.modules); "
+            "assert not [name for name in sys.modules if name.startswith('maxq_mm.runtime')]")
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
@@ -30,9 +33,11 @@ def test_pure_functions_and_the_import_of_classifiers_need_torch_alone():
 def test_public_names():
     assert all(hasattr(maxq_mm, name) for name in maxq_mm.__all__)
     assert set(maxq_mm.__all__) == {
-        'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'dense_fraction', 'fold',
-        'keep_mask', 'load_compact', 'report', 'satisfies', 'save_compact', 'soft_mask',
-        'sparsify', 'to_semi_structured'}
+        'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'accelerate', 'dense_fraction',
+        'fold', 'keep_mask', 'load_compact', 'report', 'satisfies', 'save_compact', 'soft_mask',
+        'sparsify'}
+    with pytest.raises(AttributeError, match='nothing'):
+        maxq_mm.nothing  # noqa: B018
 
 
 def test_a_config_finds_what_is_registered_alone():

@@ -1,11 +1,12 @@
 """Measure what MaxQ costs, as ratios of variants that take turns in one run.
 
-    python tools/benchmark.py masks|train|infer [--model CONFIG] [--pattern N:M ...] [--json OUT]
+    python tools/benchmark.py masks|train|infer|engines [--model CONFIG] [--pattern N:M ...] ...
 
 ``masks``: one refresh of all sparse layers against the formulation that sorts. ``train``: a whole
 training iteration against the dense model's. ``infer``: backbone and neck of the dense, the sparse
 and the folded model; what follows them takes as long as there are detections, which random weights
-decide. Images are random, too.
+decide. Images are random, too. ``engines``: what other engines make of the dense network, and
+maxq_mm.accelerate of the sparse ones, on this CPU.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from rich.progress import track
 from torch import nn
 
 from maxq_mm import cli, fold, soft_mask, sparsify
+from maxq_mm.cli.engine_bench import SCOPES, bench_engines, plot, show_engines
 from maxq_mm.cli.timing import alternate, machine, summarize
 from maxq_mm.engine.cpu_amp import CPUAmpOptimWrapper
 from maxq_mm.functional import batched, native
@@ -43,7 +45,7 @@ FRACTIONS = {'ramp at 0': 1., 'half way': 0.5, 'finished': 0.}
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('what', choices=('masks', 'train', 'infer'))
+    parser.add_argument('what', choices=('masks', 'train', 'infer', 'engines'))
     parser.add_argument('--model', type=Path, default=Path('configs/maxq_mask_rcnn_r50.py'),
                         dest='config', help="config whose model's backbone is made sparse")
     parser.add_argument('--pattern', nargs='+', default=['2:4', '1:4', '1:16'])
@@ -55,6 +57,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=cli.positive, default=2, help='images (train, infer)')
     parser.add_argument('--threads', type=cli.positive, help='CPU threads')
     parser.add_argument('--repeat', type=cli.positive, default=5, help='measured turns')
+    parser.add_argument('--scope', choices=SCOPES, default='features',
+                        help='what of the detector runs (engines); features: backbone and neck')
+    parser.add_argument('--plot', type=Path, metavar='OUT.png', help='draw the times (engines)')
     parser.add_argument('--json', type=Path, metavar='OUT', help='also write everything here')
     parser.set_defaults(data_root=None, cfg_options=None)
     return parser.parse_args()
@@ -68,9 +73,11 @@ def check(args: argparse.Namespace) -> None:
         raise cli.InputError(f'--device must be cpu or cuda, got {args.device}')
     if min(args.size) < 32:
         raise cli.InputError(f'--size must be at least 32 32, got {args.size[0]} {args.size[1]}')
-    cli.check_outputs(args.json, inputs=[args.config])
+    cli.check_outputs(args.json, args.plot, inputs=[args.config])
     cli.check_device(args.device)
     on_cpu = torch.device(args.device).type == 'cpu'
+    if not on_cpu and args.what == 'engines':
+        raise cli.InputError(f'engines are compared on the CPU, got --device {args.device}')
     if on_cpu and args.what != 'masks' and args.dtype == 'float16':
         raise cli.InputError('--dtype float16 is for GPUs; on CPUs mixed precision is bfloat16')
 
@@ -244,15 +251,23 @@ def main() -> None:
                            console=Console(stderr=True))
         return summarize(alternate(variants, args.repeat, device, progress), baseline)
 
-    rows = BENCHES[args.what](args, cfg, measure)
+    about = {}
+    if args.what == 'engines':
+        if 'rcnn' in (cfg.model.get('test_cfg') or {}):
+            cfg.model.test_cfg.rcnn.score_thr = 0.  # random weights find as much as they may
+        rows, about = bench_engines(args, partial(build, cfg, args.device), measure)
+    else:
+        rows = BENCHES[args.what](args, cfg, measure)
     settings = dict(what=args.what, model=args.config.name, dtype=args.dtype, repeat=args.repeat,
                     native=native.available())
     if args.what != 'masks':
         settings |= dict(size=list(args.size), batch=args.batch)
+    if args.what == 'engines':
+        settings |= dict(scope=args.scope)
     on = machine(device)
     print(f'{on["device"]}, {on["threads"]} threads, {on["vectors"]}, torch {torch.__version__}, '
           + ', '.join(f'{key} {value}' for key, value in settings.items()))
-    print(show(rows, args.what))
+    print(show_engines(rows, about) if args.what == 'engines' else show(rows, args.what))
     if args.what == 'masks':
         print(f'masks that differ from the sorted formulation: '
               f'{sum(row["layers_that_differ"] for row in rows)} layers; largest difference of a '
@@ -263,7 +278,11 @@ def main() -> None:
     elif args.what == 'train':
         print(f'memory that MaxQ keeps: {rows[-1]["kept"]:.2f} of the sparse weights')
     if args.json is not None:
-        cli.write_json(dict(settings=settings, machine=on, rows=rows), args.json)
+        cli.write_json(dict(settings=settings, machine=on, rows=rows, **about), args.json)
+    if args.plot is not None:
+        with cli.writing(args.plot):
+            plot(rows, f'{args.config.stem}, {args.scope}, {args.size[0]} x {args.size[1]}, '
+                 f'{on["threads"]} threads', args.plot)
 
 
 if __name__ == '__main__':

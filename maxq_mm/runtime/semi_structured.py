@@ -5,18 +5,18 @@ The kernels take matrix products alone: see :mod:`.packed_layers`, where the sha
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..functional.masks import satisfies
-from ..nn.layers import MaxQConv2d, MaxQLayer, MaxQLinear
+from ..nn.layers import MaxQConv2d, MaxQLinear
 from ..nn.stand_ins import sparse_type
 from ..utils.errors import InputError, first_line
-from ..utils.tables import table
+from .calls import run
 from .cusparselt import DTYPES, check_gpu, least_shape, milliseconds
 from .packed_layers import PACKED_TYPES, packed, turn
+from .report import AccelerationReport, LayerChoice
 
 PATTERN = '2:4'
 # Outputs may differ by this share of the largest: both sum in float32, in another order.
@@ -26,62 +26,18 @@ Packer = Callable[[Tensor], Tensor]
 Timer = Callable[[Sequence[Callable[[], object]]], Sequence[float]]
 
 
-@dataclass(frozen=True)
-class LayerChoice:
-    """What became of one layer; the times are those of all its calls in one run of the model."""
+def accelerate_on_gpu(model: nn.Module, args: tuple) -> AccelerationReport:
+    """What :func:`maxq_mm.accelerate` does on NVIDIA GPUs, of a model that it has checked.
 
-    name: str
-    shape: tuple[int, ...]
-    used: bool
-    reason: str
-    dense_ms: float | None = None
-    sparse_ms: float | None = None
-
-
-@dataclass(frozen=True)
-class SemiStructuredReport:
-    """All convolutions and linear layers of a model, in its order."""
-
-    layers: tuple[LayerChoice, ...]
-
-    @property
-    def used(self) -> tuple[str, ...]:
-        """Names of the layers that run on the sparse kernels now."""
-        return tuple(layer.name for layer in self.layers if layer.used)
-
-    def as_dict(self) -> dict:
-        """Plain values."""
-        return {'layers': [asdict(layer) for layer in self.layers], 'used': list(self.used)}
-
-    def __str__(self) -> str:
-        rows = [(r.name, ' x '.join(map(str, r.shape)), _ms(r.dense_ms), _ms(r.sparse_ms),
-                 'yes' if r.used else 'no', r.reason) for r in self.layers]
-        measured = [layer for layer in self.layers if layer.sparse_ms is not None]
-        rows.append((f'total: {len(self.layers)} layers', f'{len(measured)} measured',
-                     _ms(sum(r.dense_ms for r in measured)),
-                     _ms(sum(r.sparse_ms if r.used else r.dense_ms for r in measured)),
-                     f'{len(self.used)}', 'the faster of the two, layer by layer'))
-        return table(('layer', 'shape', 'dense ms', 'sparse ms', 'used', 'why'), rows)
-
-
-def _ms(value: float | None) -> str:
-    return '' if value is None else f'{value:.3f}'
-
-
-def to_semi_structured(model: nn.Module, inputs: tuple | Tensor) -> SemiStructuredReport:
-    """Put the 2:4 layers of a folded ``model`` that get faster by it onto sparse kernels, in place.
-
-    ``inputs`` are the arguments of ``model``'s forward, which is run once without gradient: each
-    layer is timed, dense and sparse, on what it is called with there, and turned if the sparse one
-    is faster and gives the same. Give inputs of the size and batch that the model is to serve, and
-    both in channels-last, which spares convolutions a copy. Weights are packed as
-    ``torch.sparse.to_sparse_semi_structured`` does it. The result is for inference in this process:
-    its state dict cannot be loaded elsewhere, so save the folded model before.
+    The model is run once: each layer is timed, dense and sparse, on what it is called with there,
+    and turned if the sparse one is faster and gives the same. Channels-last models and inputs spare
+    convolutions a copy. Weights are packed as ``torch.sparse.to_sparse_semi_structured`` does it.
+    The result is for this process: its state dict cannot be loaded elsewhere.
 
     Raises:
-        InputError: a layer is not folded yet, none is 2:4, or the model is in training mode.
-        RuntimeError: no NVIDIA GPU of compute capability 8.0 with cuSPARSELt, the model is not on
-            it, or its 2:4 weights are neither float16 nor bfloat16 (cuSPARSELt takes no float32).
+        InputError: no layer is 2:4.
+        RuntimeError: no GPU of compute capability 8.0 with cuSPARSELt, or the 2:4 weights are
+            neither float16 nor bfloat16 (cuSPARSELt takes no float32).
     """
     sparse = [module.weight for module in _layers(model).values() if is_semi_structured(module)]
     if not sparse:
@@ -91,20 +47,13 @@ def to_semi_structured(model: nn.Module, inputs: tuple | Tensor) -> SemiStructur
         raise RuntimeError('the sparse kernels take float16 and bfloat16, and the weights are '
                            f'{sparse[0].dtype}: call model.half() or .bfloat16() first')
     with torch.cuda.device(sparse[0].device):
-        return convert(model, inputs, torch.sparse.to_sparse_semi_structured, milliseconds,
+        return convert(model, args, torch.sparse.to_sparse_semi_structured, milliseconds,
                        least_shape())
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    if model.training:
-        raise InputError('the model is in training mode: call model.eval() first')
-    layers = {name: module for name, module in model.named_modules()
-              if isinstance(module, (nn.Conv2d, nn.Linear))}
-    open_layers = [name for name, module in layers.items() if isinstance(module, MaxQLayer)]
-    if open_layers:
-        raise InputError(f'{len(open_layers)} layers are MaxQ layers, such as {open_layers[0]}: '
-                         'fold the model first (maxq_mm.fold)')
-    return layers
+    return {name: module for name, module in model.named_modules()
+            if isinstance(module, (nn.Conv2d, nn.Linear))}
 
 
 def is_semi_structured(module: nn.Module) -> bool:
@@ -141,9 +90,9 @@ def structural_reason(module: nn.Module, least: tuple[int, int] = (1, 1)) -> str
 
 
 @torch.no_grad()
-def convert(model: nn.Module, inputs: tuple | Tensor, pack: Packer, milliseconds: Timer,
-            least: tuple[int, int] = (1, 1)) -> SemiStructuredReport:
-    """What :func:`to_semi_structured` does, for any kernels.
+def convert(model: nn.Module, args: tuple, pack: Packer, milliseconds: Timer,
+            least: tuple[int, int] = (1, 1)) -> AccelerationReport:
+    """What :func:`accelerate_on_gpu` does, for any kernels.
 
     ``pack`` makes of a weight ``(O, I)`` what ``F.linear`` takes for it; ``milliseconds`` tells how
     long each of some calls takes; O and I must be multiples of ``least``.
@@ -160,7 +109,7 @@ def convert(model: nn.Module, inputs: tuple | Tensor, pack: Packer, milliseconds
     handles = [trial.module.register_forward_hook(trial, with_kwargs=True)
                for trial in trials.values()]
     try:
-        model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        run(model, args)
     finally:
         for handle in handles:
             handle.remove()
@@ -169,12 +118,12 @@ def convert(model: nn.Module, inputs: tuple | Tensor, pack: Packer, milliseconds
         shape = tuple(module.weight.shape)
         trial = trials.get(name)
         if trial is None:
-            choices.append(LayerChoice(name, shape, False, reasons[name]))
+            choices.append(LayerChoice(name, shape, None, False, reasons[name]))
             continue
-        choices.append(LayerChoice(name, shape, *trial.verdict()))
+        choices.append(LayerChoice(name, shape, PATTERN, *trial.verdict()))
         if choices[-1].used:
             turn(module, trial.packed.weight)
-    return SemiStructuredReport(tuple(choices))
+    return AccelerationReport(tuple(choices), 'cuSPARSELt')
 
 
 class _Trial:

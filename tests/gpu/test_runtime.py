@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from maxq_mm import fold, sparsify, to_semi_structured
+from maxq_mm import accelerate, fold, sparsify
 from maxq_mm.runtime.cusparselt import least_shape
 from maxq_mm.runtime.semi_structured import convert
 
@@ -30,9 +30,9 @@ def model():
 def test_on_the_gpu(tensor_cores, model, dtype):
     model, x = model.to(tensor_cores, dtype), torch.randn(2, 8, 12, 12).to(tensor_cores, dtype)
     before = model(x)
-    measured = to_semi_structured(copy.deepcopy(model), x)
+    measured = accelerate(copy.deepcopy(model), x)
     assert any(row.sparse_ms for row in measured.layers)
-    forced = convert(model, x, torch.sparse.to_sparse_semi_structured, timer(faster=True),
+    forced = convert(model, (x, ), torch.sparse.to_sparse_semi_structured, timer(faster=True),
                      least=least_shape())
     assert forced.used == ('one', 'strided', 'linear')
     assert torch.allclose(model(x), before, atol=0.05)
@@ -41,5 +41,4 @@ def test_on_the_gpu(tensor_cores, model, dtype):
 
 def test_float32_is_refused(tensor_cores, model):
     with pytest.raises(RuntimeError, match='float16 and bfloat16'):
-        to_semi_structured(model.float().to(tensor_cores), torch.randn(2, 8, 12, 12,
-                                                                       device=tensor_cores))
+        accelerate(model.float().to(tensor_cores), torch.randn(2, 8, 12, 12, device=tensor_cores))

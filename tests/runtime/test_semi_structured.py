@@ -11,10 +11,10 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
-from maxq_mm import fold, sparsify, to_semi_structured
+from maxq_mm import fold, sparsify
 from maxq_mm.runtime.cusparselt import check_gpu
 from maxq_mm.runtime.packed_layers import PackedConv2d, PackedLinear, packed
-from maxq_mm.runtime.semi_structured import convert
+from maxq_mm.runtime.semi_structured import accelerate_on_gpu, convert
 
 
 def pack(weight):
@@ -101,7 +101,7 @@ def sparse_of(layer):
 def test_only_faster_layers_are_turned(model, x):
     before = model(x)
     layers = dict(model.named_children())
-    result = convert(model, x, pack, timer(faster=True), least=(16, 16))
+    result = convert(model, (x, ), pack, timer(faster=True), least=(16, 16))
     assert dict(model.named_children()) == layers
     assert result.used == ('one', 'strided', 'linear')
     assert [type(layers[name]) for name in result.used] == [
@@ -113,13 +113,13 @@ def test_only_faster_layers_are_turned(model, x):
     assert torch.allclose(model(x), before, atol=0.05)
     assert not any(module._forward_hooks for module in model.modules())
 
-    again = convert(model, x, pack, timer(faster=True), least=(16, 16))
+    again = convert(model, (x, ), pack, timer(faster=True), least=(16, 16))
     assert {r.name: r.reason for r in again.layers}['one'] == 'packed already'
 
 
 def test_slower_layers_stay_dense(model, x):
     before, outputs = copy.deepcopy(model), model(x)
-    result = convert(model, x, pack, timer(faster=False))
+    result = convert(model, (x, ), pack, timer(faster=False))
     assert result.used == ()
     assert {r.reason for r in result.layers} >= {'slower'}
     assert torch.equal(model(x), outputs)
@@ -151,14 +151,14 @@ def test_times_are_those_of_all_calls(model, x):
 
 
 def test_a_kernel_that_is_wrong_or_fails_is_not_used(model, x):
-    result = convert(model, x, lambda weight: weight.roll(1, 1), timer(faster=True))
+    result = convert(model, (x, ), lambda weight: weight.roll(1, 1), timer(faster=True))
     assert result.used == ()
     assert 'outputs differ by' in {r.name: r.reason for r in result.layers}['one']
 
     def refuse(weight):
         raise RuntimeError('no plan\nfor this size')
 
-    result = convert(model, x, refuse, timer(faster=True))
+    result = convert(model, (x, ), refuse, timer(faster=True))
     assert result.used == ()
     assert {r.name: r.reason for r in result.layers}['one'] == 'the sparse kernel fails: no plan'
 
@@ -166,7 +166,7 @@ def test_a_kernel_that_is_wrong_or_fails_is_not_used(model, x):
 def test_what_the_hooks_of_a_layer_do_is_done_once(model, x):
     calls = []
     model.linear.register_forward_pre_hook(lambda module, args: calls.append(1))
-    convert(model, x, pack, timer(faster=True))
+    convert(model, (x, ), pack, timer(faster=True))
     assert calls == [1]
     model(x)
     assert calls == [1, 1]
@@ -180,7 +180,7 @@ def test_rarer_patterns_and_other_layers():
     model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32), Own(32, 32))
     sparsify(model, '1:16', exclude=('1', ), overrides={'2': '4:8'})
     fold(model).half().eval()
-    result = convert(model, torch.zeros(4, 32).half(), pack, timer(faster=True))
+    result = convert(model, (torch.zeros(4, 32).half(), ), pack, timer(faster=True))
     assert result.used == ('0', )
     assert [row.reason for row in result.layers[1:3]] == ['not 2:4', 'not 2:4']
     assert 'in its own way' in result.layers[3].reason
@@ -195,7 +195,7 @@ def test_layers_that_are_read_without_a_call():
     model.bfloat16().eval()
     x = torch.randn(2, 5, 32, dtype=torch.bfloat16)
     before = model(x)
-    result = convert(model, x, pack, timer(faster=True))
+    result = convert(model, (x, ), pack, timer(faster=True))
     assert result.used == ()
     assert {row.reason for row in result.layers} == {
         'its TransformerEncoderLayer reads the weight',
@@ -205,23 +205,16 @@ def test_layers_that_are_read_without_a_call():
 
 def test_float32_layers_stay(x):
     model = fold(nn.Sequential(sparse_of(nn.Conv2d(8, 8, 1)))).eval()
-    [row] = convert(model, x.float(), pack, timer(faster=True)).layers
+    [row] = convert(model, (x.float(), ), pack, timer(faster=True)).layers
     assert row.reason == 'torch.float32 weight'
 
 
 def test_refusals(model, x, monkeypatch):
-    dense = Net().eval()
     with pytest.raises(ValueError, match='no convolution or linear layer of the model is 2:4'):
-        to_semi_structured(dense, x)
-    sparsify(dense, '2:4')
-    with pytest.raises(ValueError, match='7 layers are MaxQ layers, such as stem: fold'):
-        to_semi_structured(dense, x)
-    with pytest.raises(ValueError, match='training mode'):
-        to_semi_structured(model.train(), x)
-    model.eval()
+        accelerate_on_gpu(Net().eval(), (x, ))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(RuntimeError, match='needs an NVIDIA GPU of compute capability 8.0'):
-        to_semi_structured(model, x)
+        accelerate_on_gpu(model, (x, ))
 
 
 def test_what_a_gpu_must_be(monkeypatch):

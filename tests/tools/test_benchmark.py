@@ -80,3 +80,20 @@ def test_summary_by_hand():
                            ratio=1., ratio_low=1., ratio_high=1.)
     assert rows[1]['ratio'] == statistics.median([2., 1.5, 1.])
     assert (rows[1]['ratio_low'], rows[1]['ratio_high']) == (1., 2.)
+
+
+def test_engines(tmp_path):
+    """Each engine computes the network, and the accelerated one what its zeros ask for."""
+    text, result = bench('engines', tmp_path / 'out.json', '--pattern', '1:16', '--batch', 1,
+                         '--scope', 'backbone', '--plot', tmp_path / 'plot.png')
+    rows = {row['variant']: row for row in result['rows']}
+    assert rows.keys() >= {'torch', 'onnxruntime float32', 'onnxruntime int8', 'maxq_mm 1:16'}
+    for name in ('torch', 'onnxruntime float32', 'maxq_mm 1:16'):
+        assert rows[name]['difference'] < 1e-4
+    assert 0 < rows['onnxruntime int8']['difference'] < 0.5
+    assert rows['maxq_mm 1:16']['pattern'] == '1:16'
+    layers = result['layers']['1:16']
+    assert len(layers) == 20
+    assert all(row['of_peak'] > 0 for row in layers if row['sparse_ms'])
+    assert 'against fastest dense float32' in text
+    assert (tmp_path / 'plot.png').stat().st_size > 1000

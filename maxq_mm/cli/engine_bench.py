@@ -1,0 +1,107 @@
+"""``tools/benchmark.py engines``: dense engines and accelerated N:M networks, by turns."""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from .. import accelerate, fold, report, sparsify
+from ..runtime.kernels import instruction_set
+from ..utils.tables import table
+from .engines import dense_engines, difference, in_torch, network, peak, plot
+
+SCOPES = ('backbone', 'features', 'detector')
+
+
+def bench_engines(args: argparse.Namespace, build: Callable[[], nn.Module],
+                  measure: Callable) -> tuple[list[dict], dict]:
+    """A row an engine, and the layers of each pattern; ``build`` gives a dense detector."""
+    images = torch.randn(args.batch, 3, *args.size)
+    variants, expected, layers = {}, {}, {}
+    highest = peak(_seconds)
+    for pattern in args.pattern:
+        detector = _distinct(build())
+        sparsify(detector, pattern)
+        model = network(fold(detector), args.scope)
+        if not variants:  # dense engines take as long whatever is zero
+            engines = ({'torch': in_torch(copy.deepcopy(model))} if args.scope == 'detector'
+                       else dense_engines(copy.deepcopy(model), images, torch.get_num_threads()))
+            variants = {name: partial(engine, images) for name, engine in engines.items()}
+            reference = variants['torch']()
+            expected = {name: difference(reference, call()) for name, call in variants.items()}
+        reference = in_torch(model)(images)
+        macs = {} if args.scope == 'detector' else {
+            row.name: row.macs_kept for row in report(model, images, _patterns(model)).layers}
+        found = accelerate(model, images)
+        name = f'maxq_mm {pattern}'
+        variants[name] = partial(in_torch(model), images)
+        expected[name] = difference(reference, variants[name]())
+        layers[pattern] = [dict(
+            name=row.name, shape=list(row.shape), pattern=row.pattern, used=row.used,
+            reason=row.reason, dense_ms=row.dense_ms, sparse_ms=row.sparse_ms,
+            of_peak=_share(macs.get(row.name), row.sparse_ms, highest)) for row in found.layers]
+    rows = [dict(row, pattern=row['variant'].removeprefix('maxq_mm ')
+                 if row['variant'].startswith('maxq_mm ') else None,
+                 difference=expected[row['variant']])
+            for row in measure(variants, args.scope, baseline='torch')]
+    return rows, dict(isa=instruction_set(), peak_macs_per_s=highest, layers=layers)
+
+
+def _distinct(model: nn.Module) -> nn.Module:
+    """Biases and norms of fresh weights are alike, and an exported file holds like ones once."""
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(0.01 * torch.randn_like(parameter))
+    return model
+
+
+def _patterns(model: nn.Module) -> dict[str, str]:
+    from ..runtime.patterns import sparsest
+
+    return {name: str(pattern) for name, module in model.named_modules()
+            if isinstance(module, (nn.Conv2d, nn.Linear))
+            and (pattern := sparsest(module.weight.detach())) is not None}
+
+
+def _share(macs: int | None, ms: float | None, highest: float) -> float | None:
+    """Useful multiply-adds a second of a layer, as a share of the machine's most."""
+    return macs / (ms * 1e-3) / highest if macs and ms else None
+
+
+def _seconds(call: Callable[[], object], repeat: int = 200) -> float:
+    call()
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def show_engines(rows: list[dict], about: dict) -> str:
+    """The engines, and the layers of each pattern."""
+    fastest = min(row['median_s'] for row in rows
+                   if not row['pattern'] and row['variant'].endswith(('torch', 'float32')))
+    text = table(('engine', 'median ms', 'range ms', 'against fastest dense float32',
+                  'difference'),
+                 [(row['variant'], f'{row["median_s"] * 1e3:.1f}',
+                   f'{row["low_s"] * 1e3:.1f} to {row["high_s"] * 1e3:.1f}',
+                   f'{fastest / row["median_s"]:.2f}x', f'{row["difference"]:.1e}')
+                  for row in rows])
+    lines = [text, f'  kernels: {about["isa"]}; peak: '
+             f'{about["peak_macs_per_s"] / 1e9:.1f} G multiply-adds a second (a dense product)']
+    for pattern, layers in about['layers'].items():
+        measured = [row['of_peak'] for row in layers if row['of_peak']]
+        used = sum(row['used'] for row in layers)
+        share = (f', useful multiply-adds at {statistics.median(measured):.0%} of the peak '
+                 f'({min(measured):.0%} to {max(measured):.0%})' if measured else '')
+        lines.append(f'  {pattern}: {used} of {len(layers)} layers on sparse kernels{share}')
+    return '\n'.join(lines)
+
+
+__all__ = ['SCOPES', 'bench_engines', 'plot', 'show_engines']

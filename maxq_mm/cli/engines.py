@@ -1,0 +1,135 @@
+"""The engines that run a network on this CPU, and how fast and alike they are.
+
+Each is a function from images ``(B, 3, H, W)``, float32 as the backbone gets them, to a list of
+arrays. OpenVINO takes part if it is installed.
+"""
+
+import copy
+import io
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import numpy as np
+import onnx
+import torch
+from mmengine.model.utils import revert_sync_batchnorm
+from torch import Tensor, nn
+
+from ..utils.errors import InputError, first_line
+
+Engine = Callable[[Tensor], list[np.ndarray]]
+OPENVINO = {'OpenVINO float32': 'f32', 'OpenVINO bfloat16': 'bf16'}
+
+
+def network(model: nn.Module, scope: str) -> nn.Module:
+    """What is compared of a detector: its backbone, that and the neck, or all of it."""
+    model = revert_sync_batchnorm(model).eval().requires_grad_(False)
+    if scope == 'detector':
+        return model
+    names = ('backbone', ) if scope == 'backbone' else ('backbone', 'neck')
+    return nn.Sequential(OrderedDict((name, getattr(model, name)) for name in names)).eval()
+
+
+def in_torch(model: nn.Module) -> Engine:
+    """The module itself, or a detector of mmdet that finds objects."""
+    from ..runtime.calls import check_inputs, run
+
+    @torch.no_grad()
+    def engine(images: Tensor) -> list[np.ndarray]:
+        found = run(model, check_inputs(model, images))
+        if isinstance(found, list):
+            return [array for sample in found for array in (
+                sample.pred_instances.scores.numpy(), sample.pred_instances.bboxes.numpy())]
+        return [x.numpy() for x in found]
+    return engine
+
+
+def dense_engines(model: nn.Module, images: Tensor, threads: int) -> dict[str, Engine]:
+    """All engines of a network that returns feature maps, by name; ``images`` are calibrated on.
+
+    Raises:
+        InputError: an engine cannot run the network.
+    """
+    from ..deploy import int8
+    from ..deploy.onnx_detector import make_session
+
+    engines = {'torch': in_torch(model)}
+    exported = _to_onnx(model, images)
+    ranges = int8.measure_ranges(exported, [{'images': images.numpy()}])
+    quantized = int8.quantize(exported, ranges).SerializeToString()
+    content = exported.SerializeToString()
+    for name, file in (('onnxruntime float32', content), ('onnxruntime int8', quantized)):
+        session = make_session(file, threads)
+        engines[name] = lambda x, session=session: session.run(None, {'images': x.numpy()})
+    if find_spec('openvino') is not None:
+        for name, hint in OPENVINO.items():
+            engines[name] = _openvino(content, hint, threads)
+        engines['OpenVINO int8'] = _openvino(quantized, 'f32', threads)
+    return engines
+
+
+def _to_onnx(model: nn.Module, images: Tensor) -> onnx.ModelProto:
+    from ..deploy.export import OPSET, prepared
+
+    file = io.BytesIO()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of the tracer, about shapes that are fixed
+        torch.onnx.export(prepared(copy.deepcopy(model), {}), (images, ), file, dynamo=False,
+                          opset_version=OPSET, input_names=['images'])
+    return onnx.load_from_string(file.getvalue())
+
+
+def _openvino(content: bytes, precision: str, threads: int) -> Engine:
+    import openvino
+
+    core = openvino.Core()
+    settings = {'INFERENCE_PRECISION_HINT': precision, 'INFERENCE_NUM_THREADS': threads,
+                'PERFORMANCE_HINT': 'LATENCY'}
+    try:
+        compiled = core.compile_model(core.read_model(io.BytesIO(content)), 'CPU', settings)
+    except RuntimeError as error:
+        raise InputError(f'OpenVINO cannot run the network ({first_line(error)})') from error
+    request = compiled.create_infer_request()
+
+    def engine(images: Tensor) -> list[np.ndarray]:
+        request.infer([images.numpy()], share_inputs=True)
+        return [request.get_output_tensor(i).data for i in range(len(compiled.outputs))]
+    return engine
+
+
+def difference(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
+    """The largest difference as a share of each array's range; 1 if another number was found."""
+    if [a.shape for a in expected] != [b.shape for b in found]:
+        return 1.
+    return max((float(np.abs(a - b).max() / max(np.ptp(a), 1e-12))
+                for a, b in zip(expected, found, strict=True) if a.size), default=0.)
+
+
+def peak(seconds: Callable[[Callable], float], size: int = 384) -> float:
+    """Multiply-adds a second of a dense product, the most that torch gets out of the CPU.
+
+    One so small that some of them run undisturbed on a machine that is shared.
+    """
+    a, b = torch.randn(2, size, size)
+    return size**3 / seconds(lambda: a @ b)
+
+
+def plot(rows: list[dict], title: str, path) -> None:
+    """Milliseconds against pattern; dense engines are lines."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout='constrained')
+    sparse = [row for row in rows if row['pattern']]
+    axes.plot([row['pattern'] for row in sparse], [row['median_s'] * 1e3 for row in sparse],
+              marker='o', linewidth=2.5, color='black', label='maxq_mm float32', zorder=3)
+    for number, row in enumerate(row for row in rows if not row['pattern']):
+        axes.axhline(row['median_s'] * 1e3, color=f'C{number}', linestyle='--',
+                     label=f'{row["variant"]}, dense')
+    axes.set(xlabel='pattern', ylabel='ms', ylim=(0, None), title=title)
+    axes.legend(fontsize='small', ncols=2)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,205 @@
+"""A traced part of a model, ready to run: programs of the kernels, and torch's operators."""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from .fuse import Layer, constant
+from .partition import TORCH, Choices, Packed, build, phases
+from .program import Program
+from .trace import Trace
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """A value of the run, by its place."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _ProgramStep:
+    program: Program
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    layers: tuple[Layer | None, ...]  # that the program's values are of
+
+    def __call__(self, values: list) -> None:
+        results = self.program(*(values[index] for index in self.inputs))
+        for index, result in zip(self.outputs, results, strict=True):
+            values[index] = result
+
+    def milliseconds(self, values: list, repeat: int) -> list[tuple[Layer, float]]:
+        timings = self.program.timings(*(values[index] for index in self.inputs), repeats=repeat)
+        by_value = [ms for text, ms in timings if not text.startswith('output ')]
+        return [(layer, ms) for layer, ms in zip(self.layers, by_value, strict=True)
+                if layer is not None]
+
+
+@dataclass(frozen=True)
+class _OperatorStep:
+    target: Callable
+    args: tuple
+    kwargs: dict
+    output: int
+
+    def __call__(self, values: list) -> None:
+        values[self.output] = self._call(values)
+
+    def _call(self, values: list):
+        return self.target(*_filled(self.args, values), **_filled(self.kwargs, values))
+
+    def milliseconds(self, values: list, repeat: int) -> list[tuple[Layer, float]]:
+        """Of a layer: its time and that of copying what goes in and out, as programs ask for."""
+        if not isinstance(self.target, Layer):
+            return []
+        x = values[self.args[0].index]
+        times = []
+        for _ in range(repeat):
+            start = time.perf_counter()
+            result = self._call(values)
+            times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        x.clone(), result.clone()
+        copies = time.perf_counter() - start
+        return [(self.target, 1e3 * (statistics.median(times) + copies))]
+
+
+def _filled(template, values: list):
+    if isinstance(template, _Ref):
+        return values[template.index]
+    if isinstance(template, list | tuple):
+        return type(template)(_filled(item, values) for item in template)
+    if isinstance(template, dict):
+        return {key: _filled(item, values) for key, item in template.items()}
+    return template
+
+
+class Compiled:
+    """Computes what a traced part does; any number of threads may call it at once.
+
+    It takes the flat arguments of the part and returns what the part does.
+    """
+
+    def __init__(self, trace: Trace, choices: Choices, packed: Packed) -> None:
+        self.guards = trace.guards
+        self.results = trace.results
+        self._known: dict[tuple, bool] = {}  # whether the guards hold, by sizes
+        graph = trace.graph
+        places = {node: place for place, node in enumerate(graph.nodes)}
+        self.size = len(places)
+        self.inputs = [places[node] for node in graph.nodes if node.op == 'placeholder']
+        output, = (node for node in graph.nodes if node.op == 'output')
+        self.outputs = [places[node] for node in output.args[0]]
+        self.steps = _steps(trace, choices, packed, places)
+        self.done = _last_uses(graph, self.steps, places, {*self.outputs})
+
+    def __call__(self, tensors: Sequence[Tensor]):
+        return pytree.tree_unflatten(self.run(tensors), self.results)
+
+    def holds(self, tensors: Sequence) -> bool:
+        """Whether the traced graph is what the part computes of these tensors."""
+        if len(tensors) != len(self.inputs) or not all(
+                isinstance(x, Tensor) and x.dtype == torch.float32 for x in tensors):
+            return False
+        key = tuple(x.shape for x in tensors)
+        if key not in self._known:
+            try:
+                self.guards(*tensors)
+                self._known[key] = True
+            except AssertionError:
+                self._known[key] = False
+        return self._known[key]
+
+    @torch.no_grad()
+    def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """From the flat arguments to the flat results."""
+        values = self._start(tensors)
+        for step, done in zip(self.steps, self.done, strict=True):
+            step(values)
+            for index in done:
+                values[index] = None
+        return [values[index] for index in self.outputs]
+
+    @torch.no_grad()
+    def milliseconds(self, tensors: Sequence[Tensor], repeat: int) -> dict[Layer, float]:
+        """The time of each layer, all its calls together, medians of ``repeat``."""
+        values = self._start(tensors)
+        total = defaultdict(float)
+        for step in self.steps:
+            step(values)
+            for layer, ms in step.milliseconds(values, repeat):
+                total[layer] += ms
+        return dict(total)
+
+    def _start(self, tensors: Sequence[Tensor]) -> list:
+        values = [None] * self.size
+        for index, x in zip(self.inputs, tensors, strict=True):
+            values[index] = x
+        return values
+
+
+def _steps(trace: Trace, choices: Choices, packed: Packed, places: dict) -> list:
+    graph = trace.graph
+    phase, inside = phases(graph, choices)
+    steps = []
+
+    def template(argument):
+        def of(node):
+            tensor = constant(node, trace)
+            return _Ref(places[node]) if tensor is None else tensor
+        return fx.node.map_arg(argument, of)
+
+    for number in range(max(phase.values(), default=0) + 1):
+        here = [node for node in graph.nodes
+                if phase[node] == number and node.op == 'call_function']
+        members = [node for node in here if node in inside]
+        if members:
+            needed = {node for node in members
+                      if any(user not in inside or phase[user] != number for user in node.users)}
+            program, inputs, outputs, layers = build(members, choices, packed, needed)
+            steps.append(_ProgramStep(program, tuple(places[node] for node in inputs),
+                                      tuple(places[node] for node in outputs), tuple(layers)))
+        for node in here:
+            if node not in inside:
+                target = node.target
+                if isinstance(target, Layer) and choices[target] != TORCH:
+                    target = packed(target, choices[target])
+                args, kwargs = _plain(template(node.args)), _plain(template(node.kwargs))
+                steps.append(_OperatorStep(target, args, kwargs, places[node]))
+    return steps
+
+
+def _plain(value):
+    """fx's immutable lists and dicts as Python's."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _last_uses(graph: fx.Graph, steps: list, places: dict, kept: set[int]) -> list[list[int]]:
+    """What may be forgotten after each step."""
+    nodes = {place: node for node, place in places.items()}
+    made = {}
+    for number, step in enumerate(steps):
+        for place in step.outputs if isinstance(step, _ProgramStep) else (step.output, ):
+            made[place] = number
+    reads = defaultdict(int)
+    for number, step in enumerate(steps):
+        read = step.inputs if isinstance(step, _ProgramStep) else [
+            places[arg] for arg in nodes[step.output].all_input_nodes]
+        for place in read:
+            reads[place] = number
+    done = [[] for _ in steps]
+    for place, number in made.items():
+        if place not in kept:
+            done[max(number, reads[place])].append(place)
+    return done

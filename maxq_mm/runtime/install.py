@@ -1,0 +1,130 @@
+"""Modules that compute by compiled parts: what becomes of a model's modules in place.
+
+They stay what they were, with all their methods and weights, but for the methods that are compiled,
+and they refuse what would make the compiled parts wrong: training, other weights, other types.
+"""
+
+import threading
+import weakref
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.errors import InputError
+from .compiled import Compiled
+from .trace import flatten
+
+
+class Accelerated:
+    """A mixin of module types."""
+
+    def train(self, mode: bool = True):
+        """Raises InputError unless ``mode`` is False."""
+        if mode:
+            raise InputError('the model is accelerated, for inference alone: train the model that '
+                             'it was made of')
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args) -> None:
+        raise InputError('the model is accelerated, its kernels have the weights it had then: '
+                         'load weights before maxq_mm.accelerate')
+
+    def _apply(self, fn, *args, **kwargs):
+        changed = fn(torch.zeros(1))
+        if changed.dtype != torch.float32 or changed.device.type != 'cpu':
+            raise InputError(f'the model is accelerated for float32 on cpu, not {changed.dtype} on '
+                             f'{changed.device}: convert it before maxq_mm.accelerate')
+        return super()._apply(fn, *args, **kwargs)
+
+
+class _Forward(Accelerated):
+    """Its forward is compiled."""
+
+    def forward(self, *args, **kwargs):
+        compiled = vars(self)['_compiled']
+        tensors, _ = flatten(args, kwargs)
+        if compiled.holds(tensors):
+            return compiled(tensors)
+        return super().forward(*args, **kwargs)
+
+
+class Trunk:
+    """Backbone and neck of a detector, with the head that takes their features, in one part.
+
+    The head's outputs wait for its call with just these features, in the thread that made them.
+    """
+
+    def __init__(self, compiled: Compiled) -> None:
+        self.compiled = compiled
+        self._waiting = threading.local()
+
+    def features(self, tensors: list[Tensor]):
+        """What ``extract_feat`` returns."""
+        features, outputs = self.compiled(tensors)
+        self._waiting.outputs = ([weakref.ref(x) for x in flatten((features, ), {})[0]], outputs)
+        return features
+
+    def outputs(self, tensors: list):
+        """The head's outputs of these features, in a list; an empty one if they are others."""
+        references, outputs = vars(self._waiting).pop('outputs', ((), None))
+        same = len(references) == len(tensors) and all(
+            reference() is x for reference, x in zip(references, tensors, strict=True))
+        return [outputs] if same and references else []
+
+    def __getstate__(self) -> dict:
+        return {'compiled': self.compiled}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+
+class _Features(Accelerated):
+    """A detector whose backbone and neck are compiled."""
+
+    def extract_feat(self, *args, **kwargs):
+        trunk = vars(self)['_trunk']
+        tensors, _ = flatten(args, kwargs)
+        if trunk.compiled.holds(tensors):
+            return trunk.features(tensors)
+        return super().extract_feat(*args, **kwargs)
+
+
+class _Head(Accelerated):
+    """The head whose outputs the features' part computes, too."""
+
+    def forward(self, *args, **kwargs):
+        found = vars(self)['_trunk'].outputs(flatten(args, kwargs)[0])
+        return found[0] if found else super().forward(*args, **kwargs)
+
+
+@cache
+def _of_its_kind(kind: type[nn.Module], mixin: type) -> type[nn.Module]:
+    return type(f'Accelerated{kind.__name__}', (mixin, kind), {'__module__': __name__})
+
+
+def is_accelerated(model: nn.Module) -> bool:
+    return any(isinstance(module, Accelerated) for module in model.modules())
+
+
+def install_forward(module: nn.Module, compiled: Compiled) -> None:
+    _become(module, _Forward)
+    vars(module)['_compiled'] = compiled
+
+
+def install_trunk(model: nn.Module, head: nn.Module | None, trunk: Trunk) -> None:
+    """``extract_feat`` of a detector and, if the part has it, the forward of its first head."""
+    for module, mixin in ((model, _Features), (head, _Head)):
+        if module is not None:
+            _become(module, mixin)
+            vars(module)['_trunk'] = trunk
+
+
+def seal(model: nn.Module) -> None:
+    """Have the whole model refuse what its compiled parts refuse."""
+    if not isinstance(model, Accelerated):
+        _become(model, Accelerated)
+
+
+def _become(module: nn.Module, mixin: type) -> None:
+    module.__class__ = _of_its_kind(type(module), mixin)

@@ -1,0 +1,144 @@
+"""Which parts of a model become programs: as large ones as can be traced."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.errors import first_line
+from .calls import FEATURES, Call, Recording, record, run, takes_images
+from .compiled import Compiled
+from .fuse import fuse
+from .install import Trunk, install_forward, install_trunk
+from .trace import Trace, Untraceable, flatten, trace
+
+
+@dataclass
+class Part:
+    """A module whose forward is traced, or a detector's ``extract_feat`` with its first head's.
+
+    ``function`` computes what the trace does, ``calls`` are what it was called with.
+    """
+
+    name: str
+    module: nn.Module
+    function: Callable
+    calls: list[Call]
+    trace: Trace
+    is_trunk: bool = False
+    head: nn.Module | None = None
+
+    @property
+    def tensors(self) -> list[list[Tensor]]:
+        """Flat arguments of each call."""
+        return [flatten(call.args, call.kwargs)[0] for call in self.calls]
+
+    @torch.no_grad()
+    def difference(self, compiled: Compiled) -> float:
+        """How far the compiled results are from the model's, as a share of each one's range."""
+        call, tensors = self.calls[0], self.tensors[0]
+        expected, _ = flatten((self.function(*call.args, **call.kwargs), ), {})
+        return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
+                   for a, b in zip(expected, compiled.run(tensors), strict=True) if a.numel())
+
+    def install(self, compiled: Compiled) -> None:
+        if self.is_trunk:
+            install_trunk(self.module, self.head, Trunk(compiled))
+        else:
+            install_forward(self.module, compiled)
+
+
+@dataclass
+class Search:
+    """The parts of ``model`` that can be traced and hold all of ``sparse``, layers, that can be.
+
+    ``untraced`` tells why larger ones cannot; ``called`` has the modules that ran.
+    """
+
+    model: nn.Module
+    args: tuple
+    sparse: set[nn.Module]
+    parts: list[Part] = field(default_factory=list)
+    untraced: list[tuple[str, str]] = field(default_factory=list)
+    called: set[nn.Module] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._names = {module: name for name, module in self.model.named_modules()}
+        self._left = set(self.sparse)
+        if not takes_images(self.model):
+            recording = record(self.model, lambda: run(self.model, self.args), keep_within=True)
+            self._descend(self.model, recording)
+            return
+        recording = self._detections(keep_within=False)
+        if not self._trunk(recording) and self._left & recording.within:
+            recording = self._detections(keep_within=True)
+        for child in self.model.children():
+            self._descend(child, recording)
+
+    def _detections(self, keep_within: bool) -> Recording:
+        """A run of the detector, and one that calls all its heads, if that did not."""
+        found = record(self.model, lambda: run(self.model, self.args), keep_within)
+        if len(self.args) == 1 and self._left - found.calls.keys() - found.within:
+            # Without detections, mask heads are not called; in this mode they get proposals.
+            try:
+                every = record(self.model, lambda: run(self.model, self.args, 'tensor'),
+                               keep_within)
+            except Exception as error:  # not all detectors of mmdet have this mode
+                self.untraced.append(("mode 'tensor'", first_line(error)))
+            else:
+                found.calls = {**every.calls, **found.calls}
+        self.called |= found.within | {module for module in found.calls if module != FEATURES}
+        return found
+
+    def _trunk(self, recording: Recording) -> bool:
+        """Trace what a detector does before its heads."""
+        calls = recording.calls.get(FEATURES)
+        if not calls or not self._left & recording.within:
+            return False
+        for head in (*self._first_heads(recording), None):
+            def function(*args, head=head, **kwargs):
+                features = self.model.extract_feat(*args, **kwargs)
+                return features, () if head is None else head(features)
+
+            name = FEATURES if head is None else f'{FEATURES} and {self._names[head]}'
+            if self._add(name, self.model, function, calls, is_trunk=True, head=head):
+                self._left -= recording.within
+                return True
+        return False
+
+    def _first_heads(self, recording: Recording) -> Iterator[nn.Module]:
+        """Children of a detector that are called with just what ``extract_feat`` returned."""
+        features, _ = flatten((recording.calls[FEATURES][0].result, ), {})
+        for child in self.model.children():
+            for call in recording.calls.get(child, ())[:1]:
+                leaves, _ = flatten(call.args, call.kwargs)
+                if len(call.args) == 1 and not call.kwargs and len(leaves) == len(features) and all(
+                        a is b for a, b in zip(leaves, features, strict=True)):
+                    yield child
+
+    def _descend(self, module: nn.Module, recording: Recording) -> None:
+        """Trace ``module`` or, where that cannot be, what is in it."""
+        if not self._left & {*module.modules()}:
+            return
+        calls = recording.calls.get(module)
+        if calls and self._add(self._names[module], module, module.forward, calls):
+            return
+        for child in module.children():
+            self._descend(child, recording)
+
+    def _add(self, name: str, module: nn.Module, function: Callable, calls: list[Call],
+             **options) -> bool:
+        name = name or type(module).__name__
+        try:
+            found = trace(module, function, calls[0].args, calls[0].kwargs)
+        except Untraceable as error:
+            self.untraced.append((name, str(error)))
+            return False
+        fuse(found)
+        self.parts.append(Part(name, module, function, calls, found, **options))
+        if not options.get('is_trunk'):
+            self._left -= {*module.modules()}
+        elif options['head'] is not None:
+            self._left -= {*options['head'].modules()}
+        return True
