@@ -19,7 +19,7 @@ from .runtime.semi_structured import to_semi_structured
 
 __version__ = '0.1.0'
 __all__ = ['CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRunner', 'ReseedHook',
-           'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
+           'allocate', 'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
            'save_compact', 'soft_mask', 'sparsify', 'to_semi_structured']
 # Imported when asked for: they need more than training does.
 _LATER = {'allocate': 'allocation'}

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import maxq_mm
 
 
@@ -32,4 +34,12 @@ def test_public_names():
     assert set(maxq_mm.__all__) == {
         'CPUAmpOptimWrapper', 'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'MaxQRunner', 'ReseedHook',
         'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
-        'save_compact', 'soft_mask', 'sparsify', 'to_semi_structured'}
+        'save_compact', 'soft_mask', 'sparsify', 'to_semi_structured', 'allocate'}
+
+
+def test_allocation_is_imported_when_it_is_asked_for():
+    code = ("import sys, maxq_mm; assert 'maxq_mm.allocation' not in sys.modules; "
+            "maxq_mm.allocate; assert 'maxq_mm.allocation' in sys.modules")
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'allocat'"):
+        maxq_mm.allocat  # noqa: B018

@@ -60,8 +60,7 @@ def count_macs(model: nn.Module, images: Sequence[Places], names: Sequence[str])
     hooks = []
     for name in names:
         def count(module: nn.Module, _, output: Tensor, name: str = name) -> None:
-            positions = output.numel() // module.weight.shape[0]
-            total[name] += positions * module.weight[0].numel()
+            total[name] += output.numel() * module.weight[0].numel()
 
         hooks.append(model.get_submodule(name).register_forward_hook(count))
     try:

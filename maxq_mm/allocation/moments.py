@@ -4,7 +4,7 @@ Shapes: a weight ``(O, I, *K)`` is used as rows ``(O, J)`` with J = I * prod(K);
 position of the layer sees one column vector ``(J, )`` of inputs; s samples make ``(s, J)``.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -99,22 +99,23 @@ def watching(layers: Iterable[nn.Module],
 
 
 class Reached(Exception):
-    """A layer has been called often enough; the rest of the network need not run."""
+    """The layers have been called often enough; the rest of the network need not run."""
 
 
-def calls(module: nn.Module, run: Callable[[], object], most: int, seed: int,
-          times: int | None = None) -> Tensor:
-    """Samples ``(s, J)`` of the inputs of all calls of ``module`` while ``run`` runs.
+def calls(layers: Sequence[nn.Module], run: Callable[[], object], most: int, seed: int,
+          times: int | None = None) -> dict[nn.Module, Tensor]:
+    """Samples ``(s, J)`` of the inputs of each layer, of all its calls while ``run`` runs.
 
-    ``times``: stop ``run`` after so many calls.
+    ``times``: stop ``run`` after so many calls of them.
     """
-    found = []
+    found: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
 
     def see(layer: nn.Module, inputs: Tensor) -> None:
-        found.append(sample(layer, inputs, most, seed))
-        if len(found) == times:
+        found[layer].append(sample(layer, inputs, most, seed))
+        if sum(map(len, found.values())) == times:
             raise Reached
 
-    with watching([module], see), torch.no_grad(), suppress(Reached):
+    with watching(layers, see), torch.no_grad(), suppress(Reached):
         run()
-    return torch.cat(found) if found else module.weight.new_zeros(0, module.weight[0].numel())
+    return {layer: torch.cat(seen) if seen else layer.weight.new_zeros(
+        0, layer.weight[0].numel()) for layer, seen in found.items()}

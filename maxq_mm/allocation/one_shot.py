@@ -18,7 +18,7 @@ from .moments import Moments
 
 SALIENCIES = ('magnitude', 'second-order')
 DAMPING = 1e-2  # in units of the mean of the Gram matrix's diagonal
-_ITERATIONS, _TOLERANCE = 200, 1e-3
+_ITERATIONS = 200
 
 
 def check_saliency(saliency: str) -> str:
@@ -61,13 +61,13 @@ def _masked(weight: Tensor, keep: Tensor) -> Tensor:
 
 @torch.no_grad()
 def least_squares(rows: Tensor, keep: Tensor, gram: Tensor, cross: Tensor | None = None,
-                  damping: float = DAMPING) -> Tensor:
+                  damping: float = DAMPING, tolerance: float = 5e-4) -> Tensor:
     """Rows ``(O, J)``, 0 outside of ``keep``, whose outputs are nearest to those of ``rows``.
 
     Each row v minimises v G v - 2 v b + d |v - w|^2, with the Gram matrix G ``(J, J)`` of the
     inputs, b = G w (or, with ``cross``, the product C w of inputs and those of the network that is
     the aim), and d = ``damping`` times the mean of G's diagonal. All rows at once, by conjugate
-    gradients with a diagonal preconditioner, down to a relative residual of 1e-3.
+    gradients with a diagonal preconditioner, down to a relative residual of ``tolerance``.
     """
     shift = damping * gram.diagonal().mean().clamp(min=torch.finfo(gram.dtype).tiny)
     scale = keep / (gram.diagonal() + shift)
@@ -80,7 +80,7 @@ def least_squares(rows: Tensor, keep: Tensor, gram: Tensor, cross: Tensor | None
     residual = aim - product(solution)
     step = direction = scale * residual
     energy = (residual * step).sum(dim=1, keepdim=True)
-    enough = _TOLERANCE**2 * (aim * scale * aim).sum(dim=1, keepdim=True)
+    enough = tolerance**2 * (aim * scale * aim).sum(dim=1, keepdim=True)
     for _ in range(_ITERATIONS):
         open_rows = energy > enough
         if not open_rows.any():

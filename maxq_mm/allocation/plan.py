@@ -49,15 +49,13 @@ class Plan:
 
     @property
     def patterns(self) -> dict[str, str | None]:
-        """Pattern by module name; None: dense. It can be a MaxQHook's ``overrides``, see
-        :attr:`overrides`."""
+        """Pattern by module name; None: dense."""
         return {choice.name: choice.pattern for choice in self.choices}
 
     @property
     def overrides(self) -> dict[str, str | None]:
         """``overrides`` of :class:`maxq_mm.MaxQHook`: one regex a layer, which matches it alone."""
-        return {f'^{name.replace(".", chr(92) + ".")}$': pattern
-                for name, pattern in self.patterns.items()}
+        return overrides(self.patterns)
 
     @property
     def cost(self) -> int:
@@ -85,6 +83,12 @@ class Plan:
         return '\n'.join((table(head, rows), (
             f'  {self.share:.2%} of the {self.kind} of {len(self.choices)} layers (budget '
             f'{self.budget:.2%}), predicted distortion {self.distortion:.3g}')))
+
+
+def overrides(patterns: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Patterns by module name as ``overrides`` of :class:`maxq_mm.MaxQHook`."""
+    # No backslash: mmengine would write it into a config without escaping it.
+    return {f'^{name.replace(".", "[.]")}$': pattern for name, pattern in patterns.items()}
 
 
 def solve(costs: Mapping[str, Sequence[int]], distortions: Mapping[str, Sequence[float]],

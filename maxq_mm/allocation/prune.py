@@ -8,6 +8,7 @@ inputs).
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 import torch
@@ -22,9 +23,12 @@ from ..nn.types import sparse_type
 from ..utils.errors import InputError
 from .distortion import bar, measure, spreads
 from .images import evaluating, look
-from .moments import SAMPLES, Moments, calls, is_linear_map, watching
+from .moments import SAMPLES, Moments, Reached, calls, is_linear_map, watching
 from .one_shot import check_saliency, one_shot
 from .outputs import Places, outputs
+
+# Layers whose dense inputs are kept at a time.
+_AT_ONCE = 4
 
 
 @torch.no_grad()
@@ -76,15 +80,21 @@ def prune_at(model: nn.Module, images: Sequence[Places], patterns: Mapping[str, 
     order = _order(model, fullest, [module for module in model.modules() if module in layers
                                     or (norms and _is_measurable(module))])
     first = next((place for place, (module, _) in enumerate(order) if module in layers), 0)
+    needs_moments = [module for module, _ in order if module in layers and is_linear_map(module)
+                     and (compensate or saliency != 'magnitude')]
+    most = -(-SAMPLES // len(images))
+    aims: dict[nn.Module, list[Tensor]] = {}
     for module, times in progress(order[first:]):
         if module not in layers:
             _measure(module, model, images, times)
             continue
-        name = layers[module]
-        moments = None
-        if is_linear_map(module) and (compensate or saliency != 'magnitude'):
-            target = dense.get_submodule(name) if compensate else None
-            moments = _moments(module, target, model, dense, images, times, seed)
+        name, moments = layers[module], None
+        if module in needs_moments:
+            if compensate and module not in aims:
+                place = needs_moments.index(module)
+                aims = _aims(model, dense, layers, needs_moments[place:place + _AT_ONCE], images,
+                             most, seed)
+            moments = _moments(module, aims.pop(module, None), model, images, times, most, seed)
         module.weight.copy_(one_shot(module.weight, patterns[name], moments, saliency, compensate))
     called = dict(order)
     for module, name in layers.items():
@@ -127,33 +137,47 @@ def _order(model: nn.Module, places: Places,
     return list(called.items())
 
 
-def _moments(module: nn.Module, target: nn.Module | None, model: nn.Module, dense: nn.Module,
-             images: Sequence[Places], times: int, seed: int) -> Moments:
-    """Of the inputs of ``module``, against those that its dense counterpart ``target`` gets."""
-    moments = Moments(module.weight[0].numel())
-    most = -(-SAMPLES // len(images))
+def _aims(model: nn.Module, dense: nn.Module, layers: Mapping[nn.Module, str],
+          wanted: Sequence[nn.Module], images: Sequence[Places], most: int,
+          seed: int) -> dict[nn.Module, list[Tensor]]:
+    """What the dense counterparts of the ``wanted`` layers of ``model`` see, by image."""
+    twins = {dense.get_submodule(layers[module]): module for module in wanted}
+    found: dict[nn.Module, list[Tensor]] = {module: [] for module in wanted}
     for places in images:
-        seen = calls(module, lambda at=places: outputs(model, at), most, seed, times)
-        wanted = None if target is None else calls(
-            target, lambda at=places: outputs(dense, at), most, seed, times)
-        moments.add(seen, wanted)
+        seen = calls(list(twins), lambda at=places: outputs(dense, at), most, seed)
+        for twin, module in twins.items():
+            found[module].append(seen[twin])
+    return found
+
+
+def _moments(module: nn.Module, aim: Sequence[Tensor] | None, model: nn.Module,
+             images: Sequence[Places], times: int, most: int, seed: int) -> Moments:
+    """Of the inputs of ``module``, against those that its dense counterpart gets (``aim``)."""
+    moments = Moments(module.weight[0].numel())
+    for number, places in enumerate(images):
+        seen = calls([module], lambda at=places: outputs(model, at), most, seed, times)[module]
+        moments.add(seen, None if aim is None else aim[number])
     return moments
 
 
 def _measure(norm: _BatchNorm, model: nn.Module, images: Sequence[Places], times: int) -> None:
     """Set a batch norm's statistics to those of its inputs on all images together."""
     total = square = torch.zeros_like(norm.running_mean, dtype=torch.float64)
-    count = 0
+    count = called = 0
 
     def see(_: nn.Module, inputs: Tensor) -> None:
-        nonlocal total, square, count
+        nonlocal total, square, count, called
         rows = inputs.transpose(0, 1).flatten(1).double()
-        total, square, count = total + rows.sum(1), square + rows.square().sum(1), (
-            count + rows.shape[1])
+        total, square = total + rows.sum(1), square + rows.square().sum(1)
+        count, called = count + rows.shape[1], called + 1
+        if called == times:
+            raise Reached
 
     with watching([norm], see):
         for places in images:
-            outputs(model, places)
+            called = 0
+            with suppress(Reached):
+                outputs(model, places)
     if count:
         mean = total / count
         norm.running_mean.copy_(mean)

@@ -35,7 +35,7 @@ from maxq_mm.cli.calibration import add_image_arguments, images, read_dense
 from maxq_mm.engine.runner import MaxQRunner
 
 BUDGETS = {'1/2': (0.5, '2:4'), '1/4': (0.25, '1:4'), '1/8': (0.125, '1:8')}
-HELD_OUT = 24  # validation images that distortion is measured on
+HELD_OUT = 10  # validation images that distortion is measured on
 
 
 def parse_args() -> argparse.Namespace:

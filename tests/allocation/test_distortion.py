@@ -39,7 +39,7 @@ def test_prediction_of_small_changes_is_the_truth(detector):
     changes = {name: 1e-3 * torch.stack([
         detector.get_submodule(name).weight.detach().sign(),
         torch.randn_like(detector.get_submodule(name).weight)]) for name in names}
-    predicted = predict(detector, places, spread, changes, probes=150, seed=0)
+    predicted = predict(detector, places, spread, changes, probes=100, seed=0)
     for name in names:
         weight = detector.get_submodule(name).weight
         for change, value in zip(changes[name], predicted[name], strict=True):
@@ -48,7 +48,7 @@ def test_prediction_of_small_changes_is_the_truth(detector):
                 weight += change
                 true = measure(detector, places, spread)
                 weight.copy_(before)
-            assert 0.5 * true < value < 2 * true, name
+            assert 0.5 * true <= value <= 2 * true, name
 
 
 def test_prediction_is_repeatable_and_grows_with_the_square(mask_rcnn, seen):

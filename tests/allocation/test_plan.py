@@ -84,7 +84,7 @@ def test_plan_says_what_it_is():
                      {'a.b': [100, 50, 25], 'c': [20, 10]}, {'a.b': [0., 1., 3.], 'c': [0., 5.]},
                      0.4)
     assert plan.patterns == {'a.b': '1:4', 'c': None}
-    assert plan.overrides == {r'^a\.b$': '1:4', '^c$': None}
+    assert plan.overrides == {'^a[.]b$': '1:4', '^c$': None}
     assert (plan.cost, plan.dense_cost, plan.distortion) == (45, 120, 3.)
     assert plan.share == 45 / 120
     assert plan.table == {'a.b': {'2:4': 1., '1:4': 3.}, 'c': {'2:4': 5.}}
