@@ -32,8 +32,9 @@ def allocate(model: nn.Module, data: Iterable[dict], patterns: Sequence[str] = P
     of images; no annotations are needed. ``patterns`` are the candidates beside dense; a layer
     takes those that divide its input channels. ``budget`` is the share, in (0, 1], of the dense
     cost of all layers that can be sparse; ``cost`` is ``'macs'`` (kept multiply-accumulates of an
-    image) or ``'bytes'`` (of the weights in a compact file). ``include`` and ``exclude`` are
-    prefixes of module names; frozen layers stay dense.
+    image), ``'bytes'`` (of the weights in a compact file) or ``'ms'`` (of the N:M runtime, measured
+    layer by layer on this machine; the plan's costs are nanoseconds then). ``include`` and
+    ``exclude`` are prefixes of module names; frozen layers stay dense.
 
     The distortion is predicted for weights pruned as :func:`.one_shot.one_shot` does with
     ``saliency`` and ``compensate``, from ``probes`` backward passes an image. The same ``seed``

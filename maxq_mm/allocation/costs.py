@@ -1,4 +1,4 @@
-"""What a layer costs at a pattern: kept multiply-accumulates, or bytes in a compact file."""
+"""What a layer costs at a pattern: kept multiply-accumulates, bytes in a compact file, or time."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..functional.compact import compact_bytes
 from ..functional.pattern import Pattern
 from ..utils.errors import InputError
+from .milliseconds import find_runtime, nanoseconds
 from .outputs import Places
 
 KINDS = ('macs', 'bytes', 'ms')
@@ -20,6 +21,8 @@ def check_cost(cost: str) -> str:
     """Raises InputError if ``cost`` is no kind of cost, or none that can be had here."""
     if cost not in KINDS:
         raise InputError(f'cost must be one of {KINDS}, got {cost!r}')
+    if cost == 'ms':
+        find_runtime()
     return cost
 
 
@@ -28,12 +31,16 @@ def costs(cost: str, model: nn.Module, images: Sequence[Places],
     """Cost of every candidate of every layer, in whole units.
 
     ``'macs'``: kept multiply-accumulates of an image, the mean over some of ``images``;
-    ``'bytes'``: size of the weight in a compact file.
+    ``'bytes'``: size of the weight in a compact file; ``'ms'``: nanoseconds of the N:M runtime on
+    this machine, on the image in which most is detected.
 
     Raises:
-        InputError: an unknown kind of cost.
+        InputError: an unknown kind of cost, or no runtime here.
     """
     check_cost(cost)
+    if cost == 'ms':
+        fullest = max(images, key=lambda places: sum(map(torch.numel, places.said.values())))
+        return nanoseconds(model, fullest, candidates)
     if cost == 'bytes':
         return {name: [_bytes(model.get_submodule(name).weight, pattern) for pattern in patterns]
                 for name, patterns in candidates.items()}

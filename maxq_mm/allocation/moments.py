@@ -15,7 +15,7 @@ from ..nn.layers import MaxQConv2d, MaxQLinear
 from ..nn.types import sparse_type
 
 # Longer rows are handled in equal parts, each by itself: a part's moments take its square.
-MAX_PART = 4608
+MAX_PART = 2304
 SAMPLES = 8192
 
 

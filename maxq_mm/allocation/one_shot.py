@@ -61,7 +61,7 @@ def _masked(weight: Tensor, keep: Tensor) -> Tensor:
 
 @torch.no_grad()
 def least_squares(rows: Tensor, keep: Tensor, gram: Tensor, cross: Tensor | None = None,
-                  damping: float = DAMPING, tolerance: float = 5e-4) -> Tensor:
+                  damping: float = DAMPING, tolerance: float = 1e-3) -> Tensor:
     """Rows ``(O, J)``, 0 outside of ``keep``, whose outputs are nearest to those of ``rows``.
 
     Each row v minimises v G v - 2 v b + d |v - w|^2, with the Gram matrix G ``(J, J)`` of the

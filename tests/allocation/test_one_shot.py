@@ -19,13 +19,13 @@ def test_least_squares_is_the_closed_form(correlated):
     gram = x.t() @ x
     damped = gram + 1e-2 * gram.diagonal().mean() * torch.eye(40)
     found, nearly = (least_squares(rows, keep, gram, tolerance=tolerance)
-                     for tolerance in (1e-8, 5e-4))
+                     for tolerance in (1e-8, 1e-3))
     for row, kept, solved in zip(rows, keep, found, strict=True):
         expected = torch.linalg.solve(damped[kept][:, kept], damped[kept] @ row)
         torch.testing.assert_close(solved[kept], expected, rtol=1e-4, atol=1e-5)
         assert not solved[~kept].any()
     errors = [((guess - rows) @ damped * (guess - rows)).sum() for guess in (found, nearly)]
-    assert errors[0] <= errors[1] < 1.01 * errors[0]
+    assert errors[0] <= errors[1] < 1.02 * errors[0]
 
 
 def test_all_kept_is_the_weight_itself(correlated):
