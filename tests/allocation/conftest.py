@@ -17,9 +17,9 @@ from ..deploy import small
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 NARROW = {
     'backbone.depth': 18, 'backbone.base_channels': 8, 'backbone.norm_eval': False,
-    'backbone.frozen_stages': -1, 'neck.in_channels': [8, 16, 32, 64], 'neck.out_channels': 32,
-    'bbox_head.in_channels': 32, 'bbox_head.feat_channels': 32, 'bbox_head.stacked_convs': 1,
-    'bbox_head.num_classes': 3}
+    'backbone.frozen_stages': -1, 'neck.in_channels': [8, 16, 32, 64], 'neck.out_channels': 16,
+    'bbox_head.in_channels': 16, 'bbox_head.feat_channels': 16, 'bbox_head.stacked_convs': 1,
+    'bbox_head.num_classes': 3, 'bbox_head.norm_cfg': dict(type='GN', num_groups=4)}
 
 
 def of_one_stage(name: str) -> dict:

