@@ -1,5 +1,8 @@
 """MaxQ (N:M weight sparsity, arXiv 2312.07061) for MMDetection 3.x and plain PyTorch."""
 
+from importlib import import_module
+from typing import Any
+
 # Registered for configs, by their names.
 from .engine import cpu_amp, reseed_hook, runner  # noqa: F401
 from .engine.compact import load_compact, save_compact
@@ -14,18 +17,18 @@ from .nn.report import report
 from .nn.sparsify import SparsityHandle, sparsify
 
 __version__ = '0.1.0'
-__all__ = ['MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'accelerate',
+__all__ = ['MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'accelerate', 'allocate',
            'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
            'save_compact', 'soft_mask', 'sparsify']
-
-
-def __getattr__(name: str):
-    if name == 'accelerate':  # training never imports the runtime
-        from .runtime.accelerate import accelerate
-        return accelerate
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
+# Imported when asked for: training needs none of it.
+_LATER = {'accelerate': 'runtime.accelerate', 'allocate': 'allocation'}
 
 # Resuming any mmengine run, MaxQ or not, needs this on torch >= 2.6.
 allow_mmengine_checkpoints()
 resolve_config_names()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'.{_LATER[name]}', __name__), name)

@@ -33,11 +33,9 @@ def test_pure_functions_and_the_import_of_classifiers_need_torch_alone():
 def test_public_names():
     assert all(hasattr(maxq_mm, name) for name in maxq_mm.__all__)
     assert set(maxq_mm.__all__) == {
-        'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'accelerate', 'dense_fraction',
-        'fold', 'keep_mask', 'load_compact', 'report', 'satisfies', 'save_compact', 'soft_mask',
-        'sparsify'}
-    with pytest.raises(AttributeError, match='nothing'):
-        maxq_mm.nothing  # noqa: B018
+        'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'accelerate', 'allocate',
+        'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
+        'save_compact', 'soft_mask', 'sparsify'}
 
 
 def test_a_config_finds_what_is_registered_alone():
@@ -46,3 +44,13 @@ def test_a_config_finds_what_is_registered_alone():
                            (OPTIM_WRAPPERS, 'CPUAmpOptimWrapper'),
                            (RUNNERS, 'WholeCheckpointRunner')):
         assert registry.get(name).__name__ == name
+
+
+@pytest.mark.parametrize(('name', 'room'), [('allocate', 'maxq_mm.allocation'),
+                                            ('accelerate', 'maxq_mm.runtime')])
+def test_rooms_beside_training_are_imported_when_they_are_asked_for(name, room):
+    code = (f"import sys, maxq_mm; assert {room!r} not in sys.modules; "
+            f"maxq_mm.{name}; assert {room!r} in sys.modules")
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'allocat'"):
+        maxq_mm.allocat  # noqa: B018

@@ -9,21 +9,17 @@ takes MODEL.
 """
 
 import argparse
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 
-import mmdet.datasets  # noqa: F401  registers data sets and their transforms
 import onnx
-from mmdet.registry import DATASETS
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.progress import track
 from test_onnx import check_classes
 from torch.utils.data import ConcatDataset
 
 from maxq_mm import cli
+from maxq_mm.cli.calibration import calibration_set, evenly_spread
 from maxq_mm.deploy import int8, onnx_detector
 from maxq_mm.deploy.metadata import Metadata
 from maxq_mm.utils.files import written_whole
@@ -49,25 +45,11 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def calibration_set(cfg: Config) -> ConcatDataset:
-    """The train set as the test pipeline prepares it, images without objects included."""
-    cli.check_data(cfg, 'train')
-    tested = next(cli.datasets(cfg.get('test_dataloader')), {})
-    if not tested.get('pipeline'):
-        raise cli.InputError("the config's test data have no pipeline to prepare images with")
-    sets = [DATASETS.build(dict(copy.deepcopy(dataset), pipeline=tested.pipeline, test_mode=True,
-                                serialize_data=False))  # an empty set cannot be serialized
-            for dataset in cli.datasets(cfg.get('train_dataloader'))]
-    if not sum(map(len, sets)):
-        raise cli.InputError('the train set has no images to calibrate with')
-    return ConcatDataset([dataset for dataset in sets if len(dataset)])
-
-
 def feeds(dataset: ConcatDataset, count: int, about: Metadata) -> Iterator[dict]:
     """The file's inputs for ``count`` images, evenly spread over the data set."""
-    places = [(2 * number + 1) * len(dataset) // (2 * count) for number in range(count)]
-    for place in track(places, 'calibrating', console=Console(stderr=True), transient=True):
-        yield onnx_detector.feeds(dataset[place]['inputs'], about)
+    for image in track(evenly_spread(dataset, count), 'calibrating', total=count,
+                       console=Console(stderr=True), transient=True):
+        yield onnx_detector.feeds(image['inputs'], about)
 
 
 def main() -> None:
@@ -76,7 +58,6 @@ def main() -> None:
     model, about = int8.read_float(args.model)
     if args.keep_float is not None:
         int8.check_names(model, args.keep_float)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
     dataset = calibration_set(cfg)
     check_classes(about, dataset.datasets[0], args.model)
     if args.calib_images > len(dataset):

@@ -16,7 +16,8 @@ from .test_training import HOOKS, classifier
 def main() -> None:
     out = Path(sys.argv[1])
     runner = make_runner(out, HOOKS[:1], model=classifier(), launcher='pytorch',
-                         batch_size=4 // int(os.environ['WORLD_SIZE']), runner_type=WholeCheckpointRunner,
+                         batch_size=4 // int(os.environ['WORLD_SIZE']),
+                         runner_type=WholeCheckpointRunner,
                          cfg=dict(sync_bn='torch'))
     runner.train()
     module = runner.model.module

@@ -1,0 +1,174 @@
+"""Tables and plots of what allocation_evidence.py found, for one or several dense detectors.
+
+    python projects/nuclei/allocation_report.py SEED.json [SEED.json ...] --out DIR
+
+Writes evidence.md, distortion.png and one_shot.png. Trained networks are sweep_report.py's.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from maxq_mm import cli
+from maxq_mm.engine import figure
+from maxq_mm.utils.files import save_text
+
+SCORES = ('bbox_mAP', 'segm_mAP')
+KINDS = {'predicted': ('true', 'compensated'), 'predicted_masked': ('true_masked', 'masked')}
+
+
+def read(paths: list[Path]) -> list[dict]:
+    found = []
+    for path in paths:
+        try:
+            found.append(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise cli.InputError(f'not what allocation_evidence.py writes: {path} '
+                                 f'({cli.first_line(error)})') from error
+        if 'predicted' not in found[-1]:
+            raise cli.InputError(f'not what allocation_evidence.py writes: {path}')
+    return found
+
+
+def pairs(seed: dict, key: str) -> list[tuple[str, str, float, float]]:
+    """(layer, pattern, predicted, true) of all that the detector feels at all."""
+    truth = seed.get(KINDS[key][0], {})
+    return [(layer, pattern, value, truth[layer][pattern])
+            for layer, row in seed[key].items() if layer in truth
+            for pattern, value in row.items() if value > 0 and truth[layer][pattern] > 0]
+
+
+def correlations(seeds: list[dict]) -> str:
+    """(a) as Markdown: rank correlation over all, and of each pattern."""
+    rows = ['| weights | detector | all | 2:4 | 1:4 | 1:8 | 1:16 | n |', '|---' * 8 + '|']
+    for key, (_, name) in KINDS.items():
+        for number, seed in enumerate(seeds):
+            found = pairs(seed, key)
+            if not found:
+                continue
+            cells = [rank(found)]
+            cells += [rank([p for p in found if p[1] == pattern])
+                      for pattern in ('2:4', '1:4', '1:8', '1:16')]
+            rows.append(f'| {name} | seed {number} | ' + ' | '.join(f'{c:.3f}' for c in cells)
+                        + f' | {len(found)} |')
+    return '\n'.join(rows)
+
+
+def rank(found: list[tuple]) -> float:
+    return float(stats.spearmanr([p[2] for p in found], [p[3] for p in found]).statistic)
+
+
+def one_shot(seeds: list[dict]) -> str:
+    """(b) as Markdown: mean, and with several detectors the standard deviation."""
+    keys = list(dict.fromkeys(key for seed in seeds for key in seed.get('one_shot', {})))
+    rows = ['| MACs | allocation | weights and norms | MACs kept | bbox | segm | − dense bbox '
+            '| − dense segm | distortion, sum | measured | n |', '|---' * 11 + '|']
+    for key in sorted(keys, key=order):
+        found = [(seed['one_shot'][key], seed['one_shot']['dense']) for seed in seeds
+                 if key in seed.get('one_shot', {})]
+        cells = ['', 'dense', ''] if key == 'dense' else key.split(' | ')
+        values = [np.array([100 * entry['scores'][score] for entry, _ in found])
+                  for score in SCORES]
+        losses = [np.array([100 * (entry['scores'][score] - dense['scores'][score])
+                            for entry, dense in found]) for score in SCORES]
+        shares = np.mean([entry['share'] for entry, _ in found])
+        sums = [f'{np.mean([entry[name] for entry, _ in found]):.3g}' if key != 'dense' else ''
+                for name in ('predicted', 'true')]
+        cells += [f'{shares:.1%}', *map(spread, values),
+                  *(spread(loss) if key != 'dense' else '' for loss in losses), *sums,
+                  str(len(found))]
+        rows.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(rows)
+
+
+def order(key: str) -> tuple:
+    budget, _, rest = key.partition(' | ')
+    _, _, settings = rest.partition(' | ')
+    return (['dense', '1/2', '1/4', '1/8'].index(budget), settings != 'compensated', settings)
+
+
+def spread(values: np.ndarray) -> str:
+    text = f'{values.mean():.1f}'
+    return f'{text} ± {values.std(ddof=1):.1f}' if len(values) > 1 else text
+
+
+def draw_distortion(seeds: list[dict]) -> Figure:
+    """Predicted against true: single layers, and whole networks."""
+    picture = Figure(figsize=(15, 5), layout='constrained')
+    axes = picture.subplots(1, 3)
+    for panel, (key, (_, name)) in zip(axes, KINDS.items(), strict=False):
+        found = [pair for seed in seeds for pair in pairs(seed, key)]
+        for pattern in ('2:4', '1:4', '1:8', '1:16'):
+            points = [(p[2], p[3]) for p in found if p[1] == pattern]
+            if points:
+                panel.plot(*zip(*points, strict=True), 'o', markersize=4, label=pattern)
+        panel.set_title(f'one layer pruned, {name}')
+    whole = [entry for seed in seeds for key, entry in seed.get('one_shot', {}).items()
+             if key.endswith('| compensated')]
+    axes[2].plot([e['predicted'] for e in whole], [e['true'] for e in whole], 'o', color='black')
+    axes[2].set_title('whole networks: sum over layers')
+    for panel in axes:
+        panel.set(xscale='log', yscale='log', xlabel='predicted distortion',
+                  ylabel='true distortion')
+        low, high = panel.get_xlim()
+        panel.plot([low, high], [low, high], color='grey', linewidth=1)
+        panel.grid(alpha=0.3)
+    axes[0].legend()
+    return picture
+
+
+def draw_one_shot(seeds: list[dict]) -> Figure:
+    """mAP over kept MACs, a line an allocation."""
+    picture = Figure(figsize=(11, 5), layout='constrained')
+    for axes, score in zip(picture.subplots(1, 2), SCORES, strict=True):
+        lines: dict[str, dict[str, list]] = {}
+        for seed in seeds:
+            for key, entry in seed.get('one_shot', {}).items():
+                budget, _, way = key.partition(' | ')
+                if way.endswith('| compensated') or way.endswith('| masked'):
+                    lines.setdefault(way, {}).setdefault(budget, []).append(entry)
+        for number, (way, budgets) in enumerate(lines.items()):
+            points = [(np.mean([e['share'] for e in entries]),
+                       100 * np.mean([e['scores'][score] for e in entries]))
+                      for entries in budgets.values()]
+            axes.plot(*zip(*sorted(points), strict=True), marker='o', color=f'C{number}',
+                      linestyle='--' if way.endswith('masked') else '-',
+                      label=way.replace(' | compensated', '').replace(' | ', ', '))
+        dense = [seed['one_shot']['dense']['scores'][score] for seed in seeds
+                 if 'one_shot' in seed]
+        axes.axhline(100 * np.mean(dense), color='black', linestyle=':', label='dense')
+        axes.set_xscale('log', base=2)
+        axes.set_xticks([0.125, 0.25, 0.5], ['1/8', '1/4', '1/2'])
+        axes.set_xlabel('share of multiply-accumulates kept')
+        axes.set_ylabel(score.replace('_', ' ') + ', points')
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    picture.suptitle('pruned without training; dashed: weights masked and nothing else')
+    return picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('seeds', type=Path, nargs='+', help='what allocation_evidence.py wrote')
+    parser.add_argument('--out', type=Path, required=True, help='folder to write')
+    args = parser.parse_args()
+    seeds = read(args.seeds)
+    text = '\n'.join(['Rank correlation of predicted and true distortion, one layer pruned at a '
+                      'time:', '', correlations(seeds), ''])
+    with cli.writing(args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
+        figure.save(draw_distortion(seeds), args.out / 'distortion.png')
+        if any('one_shot' in seed for seed in seeds):
+            text += '\n'.join(['', 'Pruned without training, validation mAP in points:', '',
+                               one_shot(seeds), ''])
+            figure.save(draw_one_shot(seeds), args.out / 'one_shot.png')
+        save_text(text, args.out / 'evidence.md')
+    print(text)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,39 @@
+"""Plans against one pattern for all layers, trained with MaxQ at the same kept MACs.
+
+Needs the plan of each seed's dense detector: allocation_starts.py trains these, and
+projects/nuclei/allocation_evidence.py writes their plans to results/nuclei_allocation/seed-N.json.
+A seed without such a file is left out. 1:4 and 1:8 stand for a quarter and an eighth of the MACs.
+"""
+import json
+from pathlib import Path
+
+start = 'dense_mask_rcnn_r18.py'
+config = 'maxq_mask_rcnn_r18.py'
+
+everywhere = dict(include=())
+predictors = ('rpn_head.rpn_cls', 'rpn_head.rpn_reg', 'roi_head.bbox_head.fc_cls',
+              'roi_head.bbox_head.fc_reg', 'roi_head.mask_head.conv_logits')
+methods = {
+    'dense, lr 1e-3': None,
+    'plan': everywhere,
+    'uniform': everywhere,
+    'uniform, predictors dense': dict(everywhere, exclude=predictors),
+}
+found = Path('{{ fileDirname }}').parent / 'results/nuclei_allocation'
+runs = []
+for seed in (0, 1, 2):
+    file = found / f'seed-{seed}.json'
+    if not file.is_file():
+        continue
+    plans = json.loads(file.read_text())['allocations']
+    rate = {'optim_wrapper.optimizer.lr': 1e-3}
+    for budget, pattern in (('1/4', '1:4'), ('1/8', '1:8')):
+        overrides = {f'^{name.replace(".", "[.]")}$': value
+                     for name, value in plans[budget]['plan']['patterns'].items()}
+        common = dict(patterns=[pattern], seeds=[seed])
+        runs += [
+            dict(common, methods=['plan'],
+                 options={**rate, 'custom_hooks.0.overrides': overrides}),
+            dict(common, methods=['uniform, predictors dense', 'uniform', 'dense, lr 1e-3'],
+                 options=rate)]
+del Path, found, file, plans, rate, common, overrides, budget, pattern, seed

@@ -1,0 +1,108 @@
+"""Choose a pattern for each layer of a trained dense detector, without training.
+
+    python tools/allocate.py CONFIG CHECKPOINT OUT.py --budget 0.25 [--cost macs|bytes|ms]
+                             [--patterns N:M ...] [--images 64] [--plot OUT.png]
+
+Writes OUT.py, the config with a MaxQHook whose overrides are the plan and with the checkpoint to
+start from, ready for train.py; prune.py prunes by it without training.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from mmengine.config import Config
+
+from maxq_mm import cli
+from maxq_mm.allocation import Plan, allocate
+from maxq_mm.allocation.allocate import PATTERNS
+from maxq_mm.allocation.costs import KINDS
+from maxq_mm.cli.calibration import add_image_arguments, images, read_dense
+from maxq_mm.utils.files import save_text
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_config_arguments(parser)
+    parser.add_argument('checkpoint', type=Path, help='checkpoint of the trained dense detector')
+    parser.add_argument('out', type=Path, metavar='OUT.py', help='config to write')
+    parser.add_argument('--budget', type=float, required=True, metavar='SHARE',
+                        help='of the dense cost of all layers that can be sparse, in (0, 1)')
+    parser.add_argument('--cost', choices=KINDS, default='macs',
+                        help='what the budget counts (default: kept multiply-accumulates)')
+    parser.add_argument('--patterns', nargs='+', default=PATTERNS, metavar='N:M',
+                        help=f'candidates beside dense (default: {" ".join(PATTERNS)})')
+    parser.add_argument('--include', nargs='+', default=(), metavar='NAME',
+                        help='prefixes of module names to make sparse (default: the whole model)')
+    parser.add_argument('--exclude', nargs='+', default=(), metavar='NAME',
+                        help='prefixes to leave dense')
+    add_image_arguments(parser)
+    parser.add_argument('--plot', type=Path, metavar='OUT.png', help='picture to write')
+    parser.add_argument('--json', type=Path, metavar='OUT', help='also write everything here')
+    args = parser.parse_args()
+    if args.out.suffix != '.py':
+        raise cli.InputError(f'OUT must end with .py, got {args.out}')
+    if not 0 < args.budget < 1:
+        raise cli.InputError(f'--budget must be a share in (0, 1), got {args.budget:g}')
+    cli.check_not_itself(args.out, args.config)
+    return args
+
+
+def planned(cfg: Config, plan: Plan, checkpoint: Path) -> Config:
+    """``cfg`` with the plan in its MaxQHook; it gets one if it has none."""
+    hooks = cfg.setdefault('custom_hooks', [])
+    hook = next((hook for hook in hooks if hook.get('type') == 'MaxQHook'), None)
+    if hook is None:
+        hook = dict(type='MaxQHook', ramp=ramp(cfg))
+        hooks.append(hook)
+    sparse = [pattern for pattern in plan.patterns.values() if pattern]
+    hook.update(pattern=max(set(sparse), key=sparse.count), include=(), exclude=(),
+                overrides=plan.overrides)
+    imports = cfg.setdefault('custom_imports', dict(imports=[]))
+    imports.update(imports=list(dict.fromkeys((*imports.get('imports', ()), 'maxq_mm'))),
+                   allow_failed_imports=False)
+    cfg.update(custom_hooks=hooks, custom_imports=imports, load_from=str(checkpoint))
+    return cfg
+
+
+def ramp(cfg: Config) -> dict | None:
+    """A cubic ramp over 5/8 of the training, as in the ready configs."""
+    train = cfg.get('train_cfg') or {}
+    by_epoch = 'max_epochs' in train
+    end = train.get('max_epochs' if by_epoch else 'max_iters', 0) * 5 // 8
+    return dict(type='cubic', begin=0, end=end, by_epoch=by_epoch) if end else None
+
+
+def as_dict(plan: Plan) -> dict:
+    return dict(kind=plan.kind, budget=plan.budget, share=plan.share, cost=plan.cost,
+                dense_cost=plan.dense_cost, distortion=plan.distortion, patterns=plan.patterns,
+                costs={choice.name: choice.cost for choice in plan.choices},
+                distortions={name: dict(row) for name, row in plan.table.items()},
+                curve=plan.curve)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.read_config(args)
+    checkpoint = read_dense(args.checkpoint)
+    model = cli.load_model(cfg, checkpoint, args.checkpoint).to(args.device)
+    plan = allocate(model, images(cfg, args), args.patterns, args.budget, args.cost,
+                    include=args.include, exclude=args.exclude, seed=args.seed, progress=True)
+    print(plan)
+    if not any(plan.patterns.values()):
+        raise cli.InputError(f'--budget {args.budget:g} leaves every layer dense: nothing to train')
+    comment = ''.join(f'# {line}\n' for line in str(plan).splitlines())
+    with cli.writing(args.out):
+        save_text(comment + planned(cfg, plan, args.checkpoint).pretty_text, args.out)
+    if args.json is not None:
+        cli.write_json(json.loads(json.dumps(as_dict(plan))), args.json)
+    if args.plot is not None:
+        from maxq_mm.allocation.figure import draw
+        from maxq_mm.engine.figure import save
+
+        with cli.writing(args.plot):
+            save(draw(plan), args.plot)
+
+
+if __name__ == '__main__':
+    cli.run(main)
