@@ -108,7 +108,7 @@ def _library() -> Library | None:
 
 
 def _load(emulated: bool) -> ctypes.CDLL:
-    flags = () if emulated else _AVX512
+    flags = ('-O1', ) if emulated else _AVX512  # arrays of 16 take a compiler long at -O3
     sets = {'outputs_avx512': flags, 'pixels_avx512': flags}
     if not emulated:
         sets['pixels_avx2'] = _AVX2

@@ -161,7 +161,7 @@ class Program:
         if memory.numel() < plan.floats:
             memory = torch.empty(plan.floats)
         everything = [tensor.data_ptr() for tensor in (*tensors, *results)]
-        found.run(found.lanes, plan.ops, len(plan.ops), memory.data_ptr(),
+        found.run(found.kernels.number, plan.ops, len(plan.ops), memory.data_ptr(),
                   (ctypes.c_void_p * len(everything))(*everything), torch.get_num_threads(), clock)
         self._memory.append(memory)
         return results
