@@ -211,7 +211,7 @@ def _zeros(quantized: ModelProto, layer: SparseLayer) -> Tensor:
     """Bool ``(O, I, *K)``: where the graph computes with a weight of exactly 0.
 
     Raises:
-        InputError: an int8 weight has a zero point other than 0, or a scale that is no number.
+        RuntimeError: an int8 weight has a zero point other than 0, or a scale that is no number.
     """
     for node in quantized.graph.node:
         if node.op_type == 'DequantizeLinear' and node.input[0] == layer.initializer:
@@ -219,5 +219,5 @@ def _zeros(quantized: ModelProto, layer: SparseLayer) -> Tensor:
                 numpy_helper.to_array(initializer) for name in node.input[1:]
                 for initializer in quantized.graph.initializer if initializer.name == name)
             if zero_point.any() or not np.isfinite(scale).all():
-                raise InputError(f'{layer.initializer} is not symmetric around 0')
+                raise RuntimeError(f'{layer.initializer} is not symmetric around 0')
     return metadata.layer_weight(quantized, layer) == 0

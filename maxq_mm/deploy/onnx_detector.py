@@ -18,12 +18,11 @@ from torch import Tensor
 
 from ..utils.errors import InputError, first_line
 from . import metadata
+from .exact import compute_exactly
 from .metadata import Metadata
 
 # onnxruntime's warnings are about its own optimisations.
 _ERRORS_ONLY = 3
-# Sums of uint8 times int8 overflow 16 bits on x86 CPUs without VNNI; 1: compute them exactly there.
-_EXACT_INT8 = ('session.x64quantprecision', '1')
 
 
 def read_file(path: str | Path) -> tuple[bytes, Metadata]:
@@ -60,8 +59,8 @@ def make_session(content: bytes, threads: int | None = None) -> onnxruntime.Infe
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry(*_EXACT_INT8)
     try:
+        content = compute_exactly(content, options)
         return onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
     except Exception as error:  # onnxruntime raises kinds of its own
         raise InputError(f'onnxruntime cannot run the file ({first_line(error)})') from error
