@@ -82,6 +82,7 @@ def measure_ranges(model: ModelProto, feeds: Iterable[dict[str, np.ndarray]]) ->
 
     What was empty in an image (no detections) is not counted; in all of them, it has no range.
     """
+    # onnxruntime's MinMaxCalibrater has one rule for tensors of all sizes, and knows no empty ones.
     nodes = (node for node in model.graph.node if node.op_type in (*_LAYERS, *_FOLLOWERS))
     names = _activations(nodes, _stored(model))
     probe = ModelProto()

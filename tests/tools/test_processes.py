@@ -75,8 +75,7 @@ def test_two_processes_train_what_one_does(tmp_path, shapes):
         # Sums in another order could turn the mask of two nearly equal weights, and little else.
         difference, way = (torch.linalg.norm((value - other).double())
                            for other in (two_raw[key], before[key]))
-        print(key, difference / way)
-        assert difference <= 0.1 * way, key
+        assert difference <= 0.1 * way + 1e-8, key
     for name in two['maxq']['layers']:
         assert satisfies(two['state_dict'][f'{name}.weight'], '2:4')
 
