@@ -57,11 +57,15 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def test_set(cfg: Config) -> dict:
+    """The settings of the test set; none where the config has none."""
+    return (cfg.get('test_dataloader') or {}).get('dataset') or {}
+
+
 def pipeline_size(cfg: Config, divisor: int) -> tuple[int, int]:
     """Height and width that each image of the test pipeline fits into, multiples of ``divisor``."""
-    dataset = cfg.get('test_dataloader', {}).get('dataset', {})
     width = height = None
-    for transform in dataset.get('pipeline') or cfg.get('test_pipeline', ()):
+    for transform in test_set(cfg).get('pipeline') or cfg.get('test_pipeline') or ():
         if transform['type'] == 'Resize' and isinstance(transform.get('scale'), (tuple, list)):
             width, height = transform['scale']
             if transform.get('keep_ratio'):  # for upright images as for others
@@ -89,7 +93,7 @@ def input_size(args: argparse.Namespace, cfg: Config, divisor: int) -> tuple[int
 def class_names(cfg: Config, checkpoint: dict) -> tuple[str, ...]:
     """What the checkpoint was trained to find; else what the config's data set names."""
     stored = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-    dataset = cfg.get('test_dataloader', {}).get('dataset', {})
+    dataset = test_set(cfg)
     known = getattr(DATASETS.get(dataset.get('type', '')), 'METAINFO', {})
     return tuple(stored.get('classes') or stored.get('CLASSES')
                  or (dataset.get('metainfo') or {}).get('classes') or known.get('classes', ()))

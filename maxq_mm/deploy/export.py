@@ -76,6 +76,7 @@ def to_onnx(model: nn.Module, about: Metadata, patterns: Mapping[str, str],
 
     Raises:
         InputError: torch cannot export it, or only with operators that are no standard ones.
+        RuntimeError: a weight is lost in what torch exported.
     """
     found = onnx.load_from_string(_trace(model, about, trace_size))
     _name_shared(found.graph)
@@ -90,7 +91,7 @@ def to_onnx(model: nn.Module, about: Metadata, patterns: Mapping[str, str],
         if layer is not None:
             layers[name] = layer
         elif about.kind == 'detector' or name.startswith(_FEATURE_PARTS):
-            raise InputError(f'{name}.weight is not to be found in what torch exported')
+            raise RuntimeError(f'{name}.weight is not to be found in what torch exported')
     for output in found.graph.output:
         if output.name == 'boxes':  # torch does not infer the 4
             output.type.tensor_type.shape.dim[1].dim_value = 4

@@ -82,6 +82,7 @@ def measure_ranges(model: ModelProto, feeds: Iterable[dict[str, np.ndarray]]) ->
 
     What was empty in an image (no detections) is not counted; in all of them, it has no range.
     """
+    # onnxruntime's MinMaxCalibrater has one rule for tensors of all sizes, and knows no empty ones.
     nodes = (node for node in model.graph.node if node.op_type in (*_LAYERS, *_FOLLOWERS))
     names = _activations(nodes, _stored(model))
     probe = ModelProto()
@@ -211,7 +212,7 @@ def _zeros(quantized: ModelProto, layer: SparseLayer) -> Tensor:
     """Bool ``(O, I, *K)``: where the graph computes with a weight of exactly 0.
 
     Raises:
-        InputError: an int8 weight has a zero point other than 0, or a scale that is no number.
+        RuntimeError: an int8 weight has a zero point other than 0, or a scale that is no number.
     """
     for node in quantized.graph.node:
         if node.op_type == 'DequantizeLinear' and node.input[0] == layer.initializer:
@@ -219,5 +220,5 @@ def _zeros(quantized: ModelProto, layer: SparseLayer) -> Tensor:
                 numpy_helper.to_array(initializer) for name in node.input[1:]
                 for initializer in quantized.graph.initializer if initializer.name == name)
             if zero_point.any() or not np.isfinite(scale).all():
-                raise InputError(f'{layer.initializer} is not symmetric around 0')
+                raise RuntimeError(f'{layer.initializer} is not symmetric around 0')
     return metadata.layer_weight(quantized, layer) == 0

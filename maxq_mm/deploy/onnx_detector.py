@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..utils.errors import InputError, first_line
 from . import metadata
+from .exact import compute_exactly
 from .metadata import Metadata
 
 # onnxruntime's warnings are about its own optimisations.
@@ -59,6 +60,7 @@ def make_session(content: bytes, threads: int | None = None) -> onnxruntime.Infe
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = _ERRORS_ONLY
     try:
+        content = compute_exactly(content, options)
         return onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
     except Exception as error:  # onnxruntime raises kinds of its own
         raise InputError(f'onnxruntime cannot run the file ({first_line(error)})') from error

@@ -41,7 +41,7 @@ class Classifier(BaseModel):
         return self
 
     def forward(self, x, y=None, mode='tensor'):
-        x = torch.stack(list(x))
+        x = torch.stack(list(x)).to(self.head.weight.dtype)
         if self.with_cp and mode == 'loss':
             features = checkpoint(self.backbone, x.requires_grad_(), use_reentrant=False)
         else:

@@ -49,14 +49,17 @@ def run(work_dir, wrapper, epochs=4, **settings):
 
 
 def test_close_to_float32(tmp_path):
-    """After four epochs within a few percent, as 8 bits of precision allow; not equal."""
+    """After four epochs, of what was learned most is the same; not equal. A mask or two may differ,
+    where 8 bits cannot tell which weight is the smaller one."""
+    torch.manual_seed(1)
+    start = dict(Classifier(dropout=0.).named_parameters())
     full, _ = run(tmp_path / 'full', 'OptimWrapper')
     mixed, record = run(tmp_path / 'mixed', 'CPUAmpOptimWrapper')
     assert set(record.seen.values()) == {torch.bfloat16}
     for (key, a), b in zip(full.model.named_parameters(), mixed.model.parameters(), strict=True):
         assert b.dtype == torch.float32
         assert not torch.equal(a, b)
-        assert torch.linalg.norm(a - b) < 0.08 * torch.linalg.norm(a), key
+        assert torch.linalg.norm(a - b) < 0.3 * torch.linalg.norm(a - start[key]), key
     for key in CONVS:
         stored = load_file(tmp_path / 'mixed/epoch_4.pth')
         raw = stored['maxq']['raw'][key]

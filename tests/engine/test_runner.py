@@ -50,7 +50,7 @@ def test_two_processes_agree_and_equal_one(two_processes, tmp_path):
     one = weights(runner)
     for rank in ranks:
         del rank['validated']
-    assert_close(ranks[0], one, rtol=1e-4, atol=1e-6)
+    assert_close(ranks[0], one, rtol=1e-7, atol=1e-9)
     for key in one:
         if key.endswith('.effective'):
             assert torch.equal(one[key] == 0, ranks[0][key] == 0)
