@@ -220,6 +220,8 @@ class MaxQLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if f'{prefix}weight' not in state_dict:
+            return
         self.maxq.as_stored = is_effective(local_metadata)
         self.maxq.keep = None  # a fixed mask is that of the loaded weights
         self.invalidate()
