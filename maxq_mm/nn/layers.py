@@ -58,8 +58,7 @@ class MaxQLayer(nn.Module):
     def renew(self, settings: MaskSettings) -> None:
         """Be sparse with these settings, and take ``weight`` for the raw one."""
         state = self.maxq
-        if settings != state.settings:
-            state.settings, state.keep = settings, None
+        state.settings, state.keep = settings, None
         state.dense_reason, state.as_stored = None, False
         self.invalidate()
 

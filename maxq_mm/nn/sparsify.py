@@ -90,7 +90,8 @@ class SparsityHandle:
 
     def invalidate(self) -> None:
         """Raw weights may have changed where torch could not see it (``.data``)."""
-        invalidate(self.active.values())
+        # Those that another handle steers by now, too: the optimizer may be attached to this alone.
+        invalidate(layer for layer in self.layers.values() if isinstance(layer, MaxQLayer))
 
     def attach(self, optimizer: Optimizer,
                strict: bool = False) -> tuple[RemovableHandle, RemovableHandle]:

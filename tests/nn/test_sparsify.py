@@ -256,6 +256,16 @@ def test_a_fixed_mask_is_chosen_anew_for_other_settings(model):
     assert all(satisfies(model[i].weight, '1:4') for i in (0, 2, 4))
 
 
+def test_a_fixed_mask_is_chosen_anew_by_a_second_call(model):
+    settings = dict(pattern='2:4', fixed=True, axes=())
+    sparsify(model, **settings)
+    with torch.no_grad():
+        model[2].weight.normal_()
+    weight = model[2].weight.detach().clone()
+    sparsify(model, **settings)
+    assert torch.equal(model[2].weight, weight * keep_mask(weight, '2:4'))
+
+
 def test_a_handle_without_layers_says_so(model):
     handle = sparsify(model, '2:4')
     fold(model)
