@@ -10,15 +10,13 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..engine.checkpoint import KEY
+from ..engine.checkpoint import COUNTER, KEY, check_fits
 from ..engine.compact import load_any
 from ..utils.errors import InputError
 from .data import some
 
 # What mmengine needs to resume; a folded checkpoint or a bare state dict does not have it.
 _RESUME_KEYS = ('meta', 'state_dict', 'message_hub', 'optimizer')
-# Every batch norm has one: it tells no network from another, and torch does without.
-_COUNTER = 'num_batches_tracked'
 
 
 def read_checkpoint(path: str | Path, mapped: bool = False) -> dict:
@@ -121,7 +119,7 @@ def load_weights(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
     fitting._metadata = getattr(checkpoint.get('state_dict', checkpoint), '_metadata', None)
     # Loading is what tells: some of mmdet's modules rename keys of older checkpoints then.
     missing = [key for key in model.load_state_dict(fitting, strict=False).missing_keys
-               if key not in unlike and not key.endswith(_COUNTER)]
+               if key not in unlike and not key.endswith(COUNTER)]
     problems = [f'{len(keys)} of {len(wanted)} weights {what}, such as {keys[0]}'
                 for keys, what in ((missing, 'missing'), (unlike, 'of another shape')) if keys]
     if problems:
@@ -130,14 +128,10 @@ def load_weights(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
 
 def check_start(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
     """InputError if training from the checkpoint would start from random weights."""
-    model = model.module if is_model_wrapper(model) else model
-    stored = _weights(checkpoint)
-    wanted = {key: value.shape for key, value in model.state_dict().items()
-              if not key.endswith(_COUNTER)}
-    if not any(getattr(stored.get(key), 'shape', None) == shape for key, shape in wanted.items()):
-        named = [key for key in stored if not key.endswith(_COUNTER)][:1] or ['none']
-        raise InputError(f'{path} has no weight of the model: it holds {named[0]}, the model '
-                         f'{next(iter(wanted))}')
+    try:
+        check_fits(checkpoint, model.module if is_model_wrapper(model) else model)
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from error
 
 
 def _weights(checkpoint: dict) -> dict:

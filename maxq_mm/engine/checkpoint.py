@@ -28,6 +28,8 @@ from ..utils.errors import InputError
 
 KEY = 'maxq'
 VERSION = 1
+# Every batch norm has one: it tells no network from another, and torch does without.
+COUNTER = 'num_batches_tracked'
 # What a checkpoint for inference consists of.
 _INFERENCE_KEYS = ('meta', 'state_dict')
 _FOLDED_KEYS = ('version', 'layers', 'ramp')
@@ -140,7 +142,7 @@ def check_fits(checkpoint: dict, model: nn.Module) -> None:
     if not isinstance(state, Mapping):
         raise InputError(f"the checkpoint's state_dict is a {type(state).__name__}, no dict")
     stored = {key.removeprefix('module.'): value for key, value in state.items()
-              if isinstance(value, Tensor)}
+              if isinstance(value, Tensor) and not key.endswith(COUNTER)}
     wanted = model.state_dict()
     if any(stored[key].shape == wanted[key].shape for key in stored.keys() & wanted.keys()):
         return

@@ -40,12 +40,15 @@ def _few_weights(layers: Mapping[str, MaxQLayer]) -> list[str]:
 
 
 def _masked_already(layers: Mapping[str, MaxQLayer]) -> list[str]:
-    scaled = [layer for layer in layers.values()
+    scaled = {name: layer for name, layer in layers.items()
               if layer.settings.axes and not layer.settings.pattern.is_dense
-              and not layer.weight.is_meta]
-    if not scaled or not all(satisfies(layer.weight.detach(), layer.settings.pattern)
-                             for layer in scaled):
+              and not layer.weight.is_meta}
+    # Weights that start as zeros satisfy any pattern.
+    masked = [name for name, layer in scaled.items() if layer.weight.any()
+              and satisfies(layer.weight.detach(), layer.settings.pattern)]
+    if not masked:
         return []
-    return ['the weights satisfy their pattern before training, as those of a folded checkpoint: '
-            'the queries multiply the kept ones by up to 3 at once; start from raw weights (the '
-            'unfolded checkpoint), or without queries (axes=())']
+    return [f'the weights of {len(masked)} of {len(scaled)} layers, such as {masked[0]}, satisfy '
+            'their pattern before training, as those of a folded checkpoint: the queries multiply '
+            'the kept ones by up to 3 at once; start from raw weights (the unfolded checkpoint), '
+            'or without queries (axes=())']

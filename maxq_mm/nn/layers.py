@@ -58,8 +58,7 @@ class MaxQLayer(nn.Module):
     def renew(self, settings: MaskSettings) -> None:
         """Be sparse with these settings, and take ``weight`` for the raw one."""
         state = self.maxq
-        if settings != state.settings:
-            state.settings, state.keep = settings, None
+        state.settings, state.keep = settings, None
         state.dense_reason, state.as_stored = None, False
         self.invalidate()
 
@@ -220,6 +219,8 @@ class MaxQLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if f'{prefix}weight' not in state_dict:
+            return
         self.maxq.as_stored = is_effective(local_metadata)
         self.maxq.keep = None  # a fixed mask is that of the loaded weights
         self.invalidate()

@@ -97,11 +97,32 @@ def select(model: nn.Module, settings: SparsitySettings) -> Selection:
             sparse[name] = wanted
         else:
             skipped[name] = reason
+    for name, reason in _tied(model, sparse).items():
+        del sparse[name]
+        skipped[name] = reason
     if not sparse:
         reasons = sorted(set(skipped.values())) or ['the model has no layers']
         raise InputError(f'no layer can be {settings.pattern} with include={settings.include}, '
                          f'exclude={settings.exclude}: ' + '; '.join(reasons[:5]))
     return Selection(sparse, skipped)
+
+
+def _tied(model: nn.Module, sparse: dict[str, Pattern]) -> dict[str, str]:
+    """Layers of ``sparse`` whose weight is one that a module with another mask, or none, has, too.
+
+    Such a module reads the raw values, and one tensor of a folded model cannot be both.
+    """
+    holders: dict[nn.Parameter, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(parameter, []).append(name)
+    found = {}
+    for name, pattern in sparse.items():
+        other = next((other for other in holders[model.get_submodule(name).weight]
+                      if sparse.get(other) != pattern), None)
+        if other is not None:
+            found[name] = f'its weight is also that of {other}, which is not {pattern}'
+    return found
 
 
 def _check_names(layers: Iterable[str], settings: SparsitySettings) -> None:

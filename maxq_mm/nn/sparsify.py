@@ -1,7 +1,7 @@
 """Turn a model's layers sparse in place, and steer them through training."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from weakref import ref
 
@@ -90,7 +90,8 @@ class SparsityHandle:
 
     def invalidate(self) -> None:
         """Raw weights may have changed where torch could not see it (``.data``)."""
-        invalidate(self.active.values())
+        # Those that another handle steers by now, too: the optimizer may be attached to this alone.
+        invalidate(layer for layer in self.layers.values() if isinstance(layer, MaxQLayer))
 
     def attach(self, optimizer: Optimizer,
                strict: bool = False) -> tuple[RemovableHandle, RemovableHandle]:
@@ -101,8 +102,14 @@ class SparsityHandle:
         raises InputError for a closure, whose gradients would come after the decay, and warns of a
         layer whose weight has a gradient from past its mask (``strict``: raises InputError).
         Returns the handles that take this back.
+
+        Raises:
+            InputError: it is attached to ``optimizer`` already, which would decay twice.
         """
         self._steered()
+        if any(hooks is optimizer._optimizer_step_pre_hooks for hooks in self._registered()):
+            raise InputError(f'the handle is attached to this {type(optimizer).__name__} already: '
+                             'call detach() first')
 
         @torch.no_grad()
         def add_decay(_, arguments: tuple, named: dict) -> None:
@@ -137,8 +144,14 @@ class SparsityHandle:
     @property
     def attached(self) -> bool:
         """Whether an optimizer tells of its steps (one that is gone makes none unseen)."""
-        registered = ((hook.id, hook.hooks_dict_ref()) for hook in self._optimizer_hooks)
-        return any(hooks is None or number in hooks for number, hooks in registered)
+        return any(True for _ in self._registered())
+
+    def _registered(self) -> Iterator[Mapping | None]:
+        """Where the hooks are that nobody has removed; None for an optimizer that is gone."""
+        for hook in self._optimizer_hooks:
+            hooks = hook.hooks_dict_ref()
+            if hooks is None or hook.id in hooks:
+                yield hooks
 
     def detach(self) -> None:
         """Leave all optimizers alone again."""
@@ -160,7 +173,8 @@ def make_sparse(model: nn.Module, selection: Selection,
             module.renew(settings.mask(pattern))
     for name, reason in selection.skipped.items():
         module = model.get_submodule(name)
-        if isinstance(module, MaxQLayer) and module.maxq.handle is None:
+        # Sparse by its own settings alone; what another call made sparse stays so.
+        if isinstance(module, MaxQLayer) and module.maxq.built and module.maxq.owner is None:
             module.maxq.dense_reason = reason
     return SparsityHandle(model, selection, settings)
 

@@ -67,7 +67,7 @@ def test_a_start_from_no_weight_at_all():
     counter = '1.num_batches_tracked'
     for stored in ({}, {'x': torch.zeros(2)}, {'0.weight': torch.zeros(4, 2)},
                    {counter: model.state_dict()[counter]}):
-        with pytest.raises(InputError, match='a.pth has no weight of the model'):
+        with pytest.raises(InputError, match='a.pth: none of the . weights of the checkpoint fits'):
             cli.check_start(model, stored, 'a.pth')
 
 

@@ -71,7 +71,9 @@ def test_a_layer_that_leaves_sparsity_goes_on_from_what_was_validated(trained, t
 @pytest.mark.parametrize('fixed', [False, True])
 @pytest.mark.parametrize('content', [
     dict(state_dict={'other.weight': torch.zeros(3)}), dict(state_dict={}),
-    {'backbone.0.weight': torch.zeros(2, 2)}], ids=['names', 'empty', 'shapes'])
+    {'backbone.0.weight': torch.zeros(2, 2)},
+    {'backbone.0.weight': torch.zeros(2, 2), 'backbone.1.num_batches_tracked': torch.tensor(1)}],
+    ids=['names', 'empty', 'shapes', 'counter'])
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, content, fixed):
     torch.save(content, tmp_path / 'other.pth')
     hook = dict(type='MaxQHook', pattern='2:4', fixed=fixed)

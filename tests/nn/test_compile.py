@@ -140,3 +140,16 @@ def test_training_needs_an_attached_optimizer():
     torch._dynamo.reset()
     handle.attach(torch.optim.SGD(model.parameters(), lr=0.1))
     assert_close([compiled(x)], [model(x)])
+
+
+def test_a_compiled_layer_that_another_handle_took_over_follows_its_optimizer():
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsify(model, '2:4', include=('3', '5')).attach(optimizer)
+    compiled, x = torch.compile(model, backend='aot_eager'), torch.randn(2, 3, 8, 8)
+    compiled(x)
+    sparsify(model, '1:4', include=('5', ))
+    compiled(x).square().sum().backward()
+    optimizer.step()
+    output = compiled(x)
+    assert_close([output], [model(x)])

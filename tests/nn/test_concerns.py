@@ -123,3 +123,12 @@ def test_training_effective_weights_without_a_handle():
         warnings.simplefilter('error')
         sparsify(nn.Sequential(layer), '2:4')
         layer(torch.zeros(1, 32))
+
+
+def test_a_model_that_is_folded_in_part_is_scaled_again():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64))
+    nn.init.zeros_(model[2].weight)
+    sparsify(model, '2:4', include=('0', ))
+    fold(model)
+    with pytest.warns(UserWarning, match='1 of 3 layers, such as 0, satisfy their pattern before'):
+        sparsify(model, '2:4')

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from maxq_mm import MaxQConv2d, MaxQLinear, soft_mask
+from maxq_mm.nn.stored import mark_effective
 
 LAYERS = {
     'conv': (lambda **kw: MaxQConv2d(16, 8, 3, padding=1, **kw), (2, 16, 6, 6)),
@@ -164,3 +165,25 @@ def test_a_weight_at_the_address_of_another_is_not_taken_for_it():
             given = torch.func.functional_call(layer, {'weight': weight}, (x, ))
             assert torch.equal(given, layer.apply_mask(weight).T)
             del weight
+
+
+def test_loading_other_weights_leaves_what_a_layer_holds():
+    """A part of a checkpoint, as a head's, does not say what the weights of other layers are."""
+    model = nn.Sequential(MaxQLinear(16, 16, pattern='2:4'), nn.Linear(16, 4)).eval()
+    stored = model.state_dict()
+    stored['0.weight'] = model[0].effective.clone()
+    mark_effective(stored)
+    model.load_state_dict(stored)
+    model.load_state_dict({'1.bias': torch.ones(4)}, strict=False)
+    assert torch.equal(model[0].effective, stored['0.weight'])
+    model.load_state_dict({'0.weight': stored['0.weight']}, strict=False)
+    assert torch.equal(model[0].effective, effective_of(model[0])), 'a raw one, as it says nothing'
+
+
+def test_loading_other_weights_keeps_a_fixed_mask():
+    model = nn.Sequential(MaxQLinear(16, 16, pattern='2:4', fixed=True, axes=()), nn.Linear(16, 4))
+    kept = model[0].effective != 0
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn(16, 16))
+    model.load_state_dict({'1.bias': torch.ones(4)}, strict=False)
+    assert torch.equal(model[0].effective != 0, kept)

@@ -113,3 +113,26 @@ def test_frozen_sparse_layers_are_dense():
     handle = sparsify(model, '2:4')
     assert handle.skipped == {'0': 'frozen'}
     assert torch.equal(model[0].effective, model[0].weight)
+
+
+def tied(first: nn.Module, second: nn.Module) -> nn.Module:
+    second.weight = first.weight
+    return nn.ModuleDict(dict(first=first, second=second, other=nn.Linear(16, 16)))
+
+
+def test_a_weight_that_another_module_reads_raw_stays_dense():
+    model = tied(nn.Embedding(16, 16), nn.Linear(16, 16))
+    selection = select(model, '2:4')
+    assert list(selection.sparse) == ['other']
+    assert selection.skipped['second'] == 'its weight is also that of first, which is not 2:4'
+
+
+@pytest.mark.parametrize('settings', [dict(overrides={'second': '1:4'}), dict(exclude=('second', )),
+                                      dict(overrides={'first': None})])
+def test_layers_of_one_weight_are_alike_or_dense(settings):
+    """What holds for the model holds for the folded one, which has a single weight for both."""
+    model = tied(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False))
+    assert list(select(model, '2:4').sparse) == ['first', 'second', 'other']
+    selection = select(model, '2:4', **settings)
+    assert list(selection.sparse) == ['other']
+    assert {'first', 'second'} == set(selection.skipped)

@@ -1,4 +1,5 @@
 import copy
+import gc
 
 import pytest
 import torch
@@ -255,6 +256,16 @@ def test_a_fixed_mask_is_chosen_anew_for_other_settings(model):
     assert all(satisfies(model[i].weight, '1:4') for i in (0, 2, 4))
 
 
+def test_a_fixed_mask_is_chosen_anew_by_a_second_call(model):
+    settings = dict(pattern='2:4', fixed=True, axes=())
+    sparsify(model, **settings)
+    with torch.no_grad():
+        model[2].weight.normal_()
+    weight = model[2].weight.detach().clone()
+    sparsify(model, **settings)
+    assert torch.equal(model[2].weight, weight * keep_mask(weight, '2:4'))
+
+
 def test_a_handle_without_layers_says_so(model):
     handle = sparsify(model, '2:4')
     fold(model)
@@ -302,3 +313,39 @@ def test_two_handles_share_a_model_of_built_layers():
     assert [list(first.active), list(second.active)] == [['a'], ['b']]
     assert [model[name].is_sparse for name in 'abc'] == [True, True, False]
     assert (first.dense_fraction, second.dense_fraction) == (1., 0.)
+
+
+@pytest.mark.parametrize('leave', [lambda model: model, copy.deepcopy])
+def test_layers_stay_sparse_when_their_handle_is_gone(model, leave):
+    sparsify(model, '2:4', include=('0', ))
+    gc.collect()
+    model = leave(model)
+    second = sparsify(model, '1:4', include=('4', ))
+    assert second.skipped == {'0': 'not in include', '2': 'not in include'}
+    assert satisfies(model[0].effective, '2:4')
+    assert satisfies(model[4].effective, '1:4')
+
+
+def test_decay_goes_on_when_the_handle_is_dropped(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    sparsify(model, '2:4', decay=0.1).attach(optimizer)
+    gc.collect()
+    before = model[0].weight.detach().clone()
+    model[0].weight.grad = torch.zeros_like(before)
+    optimizer.step()
+    assert torch.allclose(model[0].weight, before * (1 - 0.1 * ~keep_mask(before, '2:4')))
+
+
+def test_an_optimizer_is_joined_once(model):
+    handle = sparsify(model, '2:4', decay=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    hooks = handle.attach(optimizer)
+    with pytest.raises(ValueError, match='attached to this SGD already'):
+        handle.attach(optimizer)
+    handle.attach(torch.optim.SGD(model.parameters(), lr=1.))
+    for hook in hooks:
+        hook.remove()
+    handle.attach(optimizer)
+    handle.detach()
+    handle.attach(optimizer)
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
