@@ -6,7 +6,7 @@ import maxq_mm
 from maxq_mm.allocation.costs import costs, count_macs
 from maxq_mm.allocation.figure import draw
 from maxq_mm.allocation.images import look
-from maxq_mm.functional.compact import pack
+from maxq_mm.functional.compact import compact
 from maxq_mm.functional.pattern import Pattern
 from maxq_mm.utils.errors import InputError
 
@@ -86,7 +86,7 @@ def test_bytes_are_those_of_the_compact_file(mask_rcnn):
     weight = mask_rcnn.get_submodule(name).weight.detach()
     pruned = weight.abs() * maxq_mm.keep_mask(weight, '1:4')
     assert costs('bytes', mask_rcnn, [], {name: patterns}) == {
-        name: [weight.nbytes, pack(pruned, '1:4').nbytes]}
+        name: [weight.nbytes, compact(pruned, '1:4').nbytes]}
     plan = maxq_mm.allocate(mask_rcnn, images(1), PATTERNS, 0.5, 'bytes', probes=1)
     assert plan.kind == 'bytes'
     assert 0.4 < plan.share <= 0.5
