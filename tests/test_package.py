@@ -41,3 +41,8 @@ def test_a_config_finds_what_is_registered_alone():
                            (OPTIM_WRAPPERS, 'CPUAmpOptimWrapper'),
                            (RUNNERS, 'WholeCheckpointRunner')):
         assert registry.get(name).__name__ == name
+
+
+def test_what_runs_on_gpus_alone_finds_what_it_imports():
+    from .gpu import processes
+    assert callable(processes.main)

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..utils.errors import first_line
 from .pattern import Pattern
 
 SOURCE = Path(__file__).parent / 'csrc' / 'soft_mask.cpp'
@@ -48,9 +49,8 @@ def _available() -> bool:
         else:
             _compile(library)
     except Exception as error:  # no compiler, no space, another torch: never in the way of training
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(f'maxq_mm could not compile its C++ operators ({reason}); masks are computed '
-                      'with torch alone, several times slower', stacklevel=3)
+        warnings.warn(f'maxq_mm could not compile its C++ operators ({first_line(error)}); masks '
+                      'are computed with torch alone, several times slower', stacklevel=3)
         return False
     return True
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from mmengine.dist import get_rank
 
-from maxq_mm import MaxQRunner
+from maxq_mm.engine.runner import WholeCheckpointRunner
 
 from ..engine.runs import make_runner
 from .test_training import HOOKS, classifier
@@ -16,8 +16,8 @@ from .test_training import HOOKS, classifier
 def main() -> None:
     out = Path(sys.argv[1])
     runner = make_runner(out, HOOKS[:1], model=classifier(), launcher='pytorch',
-                         batch_size=4 // int(os.environ['WORLD_SIZE']), runner_type=MaxQRunner,
-                         cfg=dict(sync_bn='torch'))
+                         batch_size=4 // int(os.environ['WORLD_SIZE']),
+                         runner_type=WholeCheckpointRunner, cfg=dict(sync_bn='torch'))
     runner.train()
     module = runner.model.module
     torch.save(dict(weights={key: value.cpu() for key, value in module.state_dict().items()},
