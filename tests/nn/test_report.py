@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from maxq_mm import fold, report, sparsify
-from maxq_mm.functional.compact import pack
+from maxq_mm.functional.compact import compact
 
 
 @pytest.fixture
@@ -46,11 +46,11 @@ def test_sizes(model):
     assert report(model.half()).bytes_compact == 2483 - 584 * 2
 
 
-def test_compact_size_is_what_packing_takes(model):
+def test_compact_size_is_what_compacting_takes(model):
     sparsify(model, '2:4')
     for row in report(model).layers:
         layer = model.get_submodule(row.name)
-        assert row.bytes_compact == pack(layer.effective + 0., '2:4').nbytes
+        assert row.bytes_compact == compact(layer.effective + 0., '2:4').nbytes
 
 
 def test_no_smaller_form():
