@@ -54,3 +54,8 @@ def test_rooms_beside_training_are_imported_when_they_are_asked_for(name, room):
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
     with pytest.raises(AttributeError, match="has no attribute 'allocat'"):
         maxq_mm.allocat  # noqa: B018
+
+
+def test_what_runs_on_gpus_alone_finds_what_it_imports():
+    from .gpu import processes
+    assert callable(processes.main)

@@ -17,8 +17,7 @@ def main() -> None:
     out = Path(sys.argv[1])
     runner = make_runner(out, HOOKS[:1], model=classifier(), launcher='pytorch',
                          batch_size=4 // int(os.environ['WORLD_SIZE']),
-                         runner_type=WholeCheckpointRunner,
-                         cfg=dict(sync_bn='torch'))
+                         runner_type=WholeCheckpointRunner, cfg=dict(sync_bn='torch'))
     runner.train()
     module = runner.model.module
     torch.save(dict(weights={key: value.cpu() for key, value in module.state_dict().items()},

@@ -46,7 +46,7 @@ def test_sizes(model):
     assert report(model.half()).bytes_compact == 2483 - 584 * 2
 
 
-def test_compact_size_is_what_packing_takes(model):
+def test_compact_size_is_what_compacting_takes(model):
     sparsify(model, '2:4')
     for row in report(model).layers:
         layer = model.get_submodule(row.name)
