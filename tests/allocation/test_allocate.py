@@ -18,6 +18,7 @@ PATTERNS = '2:4', '1:4', '1:8'
 def test_plan_of_each_detector(detector):
     detector.train()
     detector.neck.eval()
+    trained = [parameter.requires_grad for parameter in detector.parameters()]
     state = {name: value.clone() for name, value in detector.state_dict().items()}
     plan = maxq_mm.allocate(detector, images(), PATTERNS, 0.4)
     assert plan.share <= 0.4
@@ -26,15 +27,12 @@ def test_plan_of_each_detector(detector):
     assert {choice.pattern for choice in plan.choices} <= {None, *PATTERNS}
     assert plan.distortion == pytest.approx(sum(
         plan.table[choice.name][choice.pattern] for choice in plan.choices if choice.pattern))
-    least = dict.fromkeys(plan.table)
-    for name, row in plan.table.items():
-        least[name] = row['2:4']
-        assert 0 <= row['2:4'] <= row['1:8'] * 1.5 + 1e-9, name
-    assert any(value > 0 for value in least.values())
+    totals = [sum(row[pattern] for row in plan.table.values()) for pattern in PATTERNS]
+    assert 0 < totals[0] < totals[1] < totals[2]
     assert all(torch.equal(value, state[name]) for name, value in detector.state_dict().items())
     assert detector.training
     assert not detector.neck.training
-    assert all(parameter.requires_grad for parameter in detector.parameters())
+    assert trained == [parameter.requires_grad for parameter in detector.parameters()]
 
 
 def test_same_seed_same_plan_and_more_budget_less_distortion(mask_rcnn):
