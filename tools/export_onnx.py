@@ -94,7 +94,8 @@ def class_names(cfg: Config, checkpoint: dict) -> tuple[str, ...]:
     """What the checkpoint was trained to find; else what the config's data set names."""
     stored = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
     dataset = test_set(cfg)
-    known = getattr(DATASETS.get(dataset.get('type', '')), 'METAINFO', {})
+    kind = DATASETS.get(dataset['type']) if 'type' in dataset else None
+    known = getattr(kind, 'METAINFO', {})
     return tuple(stored.get('classes') or stored.get('CLASSES')
                  or (dataset.get('metainfo') or {}).get('classes') or known.get('classes', ()))
 

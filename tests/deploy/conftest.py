@@ -1,5 +1,8 @@
 """Small detectors, and what is exported of them."""
 
+from collections.abc import Callable
+from functools import cache
+
 import onnx
 import pytest
 
@@ -33,6 +36,20 @@ def file(mask_rcnn) -> onnx.ModelProto:
     """Mask R-CNN for images of one size; tests leave it as it is."""
     model, patterns = mask_rcnn
     return export.to_onnx(export.prepared(model, patterns), small.about(), patterns, small.SIZE)
+
+
+@pytest.fixture(scope='session')
+def sized(built) -> Callable[[str, str], onnx.ModelProto]:
+    """Gives a file for images of any size by detector and precision; tests leave it as it is."""
+
+    @cache
+    def make(name: str, precision: str) -> onnx.ModelProto:
+        model, patterns = built[name]
+        prepared = export.prepared(model, patterns, half=precision == 'float16')
+        return export.to_onnx(prepared, small.about(precision=precision, size=None), patterns,
+                              small.SIZE)
+
+    return make
 
 
 @pytest.fixture(scope='session')

@@ -23,8 +23,8 @@ def exported(built, half=False, **fields):
                           small.SIZE)
 
 
-def test_float16(mask_rcnn):
-    file = exported(mask_rcnn, half=True)
+def test_float16(mask_rcnn, sized):
+    file = sized('Mask R-CNN', 'float16')
     kinds = {initializer.data_type for initializer in file.graph.initializer
              if initializer.name in mask_rcnn[0].state_dict()}
     assert kinds == {onnx.TensorProto.FLOAT16}
@@ -100,7 +100,7 @@ def test_layers_that_do_not_satisfy_their_pattern_are_refused(mask_rcnn):
 
 def test_a_dense_model_has_no_layers_to_check(mask_rcnn):
     model, _ = mask_rcnn
-    file = exported((model, {}))
+    file = exported((model, {}), kind='features')
     assert metadata.read(file).layers == {}
     assert export.check_zeros(file, model.state_dict(), {}).startswith('no N:M layers')
 

@@ -37,17 +37,11 @@ def precision(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope='module')
-def files(built, precision) -> dict[str, onnx.ModelProto]:
-    """A file for any size by detector; tests leave them as they are."""
-    return {name: exported(*found, precision, size=None) for name, found in built.items()}
-
-
 @pytest.mark.parametrize('name', CONFIGS)
-def test_sound_files(built, files, name, precision):
+def test_sound_files(built, sized, name, precision):
     """The sizes of a file for any size have nothing in common with that of its trace."""
     model, _ = built[name]
-    found = verified(model, files[name], precision, ((64, 64), (200, 130), (32, 32)),
+    found = verified(model, sized(name, precision), precision, ((64, 64), (200, 130), (32, 32)),
                      size=None).worst
     stages = [verify.FEATURES, verify.RPN, verify.PROPOSALS, verify.BOX_HEAD, verify.REFINED,
               verify.DETECTIONS, verify.MASK_HEAD, verify.MASKS]
@@ -105,12 +99,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize('wrong', WRONG)
-def test_wrong_files(built, files, wrong, precision):
+def test_wrong_files(built, sized, wrong, precision):
     stage, change = WRONG[wrong]
     other = copy.deepcopy(built['Mask R-CNN'][0])
     change(other)
     with pytest.raises(InputError, match=f'disagree in the stage {stage!r}') as error:
-        verified(other, files['Mask R-CNN'], precision, size=None)
+        verified(other, sized('Mask R-CNN', precision), precision, size=None)
     assert '\n' not in str(error.value)
 
 
@@ -118,11 +112,11 @@ def test_wrong_files(built, files, wrong, precision):
     (verify.BOX_HEAD, lambda head: swap(head.bbox_head[0].fc_cls)),
     (verify.REFINED, lambda head: setattr(head.bbox_head[0].bbox_coder, 'stds', (0.1, ) * 4)),
     (verify.MASK_HEAD, lambda head: swap(head.mask_head[0].conv_logits))])
-def test_a_wrong_stage_of_a_cascade(built, files, stage, change, precision):
+def test_a_wrong_stage_of_a_cascade(built, sized, stage, change, precision):
     other = copy.deepcopy(built['Cascade R-CNN'][0])
     change(other.roi_head)
     with pytest.raises(InputError, match=f'disagree in the stage {stage!r}'):
-        verified(other, files['Cascade R-CNN'], precision, size=None)
+        verified(other, sized('Cascade R-CNN', precision), precision, size=None)
 
 
 def test_masks_of_another_class(built, precision, monkeypatch):
@@ -149,7 +143,7 @@ def shaken(file: onnx.ModelProto, seed: int) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize('precision', ['float16'], scope='module', indirect=True)
-def test_another_machines_rounding(built, files, precision):
+def test_another_machines_rounding(built, sized, precision):
     """It takes a detection across the score threshold, which is laid between the detection's two
     scores; the file is as sound as before."""
     model, patterns = copy.deepcopy(built['Mask R-CNN'])
@@ -160,7 +154,7 @@ def test_another_machines_rounding(built, files, precision):
         return (reference.predict(model, small.batch(small.noise()), about),
                 runtime.test_step(small.batch(small.noise()))[0].pred_instances)
 
-    expected, found = detections(shaken(files['Mask R-CNN'], seed=0))
+    expected, found = detections(shaken(sized('Mask R-CNN', precision), seed=0))
     scores = [(expected.scores[a].item(), found.scores[b].item())
               for a, b in agreement._pairs(expected, found)]
     apart = max(scores, key=lambda pair: abs(pair[0] - pair[1]))

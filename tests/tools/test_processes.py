@@ -76,6 +76,9 @@ def test_two_processes_train_what_one_does(tmp_path, shapes):
         difference, way = (torch.linalg.norm((value - other).double())
                            for other in (two_raw[key], before[key]))
         assert difference <= 0.1 * way + 1e-8, key
+    kept = [torch.cat([checkpoint['state_dict'][f'{name}.weight'].flatten() != 0
+                       for name in one['maxq']['layers']]) for checkpoint in (one, two)]
+    assert (kept[0] != kept[1]).float().mean() < 1e-3
     for name in two['maxq']['layers']:
         assert satisfies(two['state_dict'][f'{name}.weight'], '2:4')
 
