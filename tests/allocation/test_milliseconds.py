@@ -71,13 +71,21 @@ def test_without_a_runtime(mask_rcnn, monkeypatch):
         maxq_mm.allocate(mask_rcnn, images(1), ['2:4'], 0.8, 'ms')
 
 
-def test_plan_in_milliseconds(mask_rcnn):
-    """With the real kernels, where there are any."""
+def test_plan_in_milliseconds(mask_rcnn, monkeypatch):
+    """With the real kernels, where there are any, and a clock by which the sparser is the faster."""
     try:
         milliseconds.find_runtime()
     except InputError:
         pytest.skip('no runtime here')
-    plan = maxq_mm.allocate(mask_rcnn, images(1), ['1:4', '1:8'], 0.95, 'ms', probes=1)
+
+    def run(variants, inputs):
+        for variant in variants:
+            for x in inputs:
+                variant(x)
+        return (10**6 // place for place in range(1, len(variants) + 1))
+
+    monkeypatch.setattr(milliseconds, '_alternate', run)
+    plan = maxq_mm.allocate(mask_rcnn, images(1), ['1:4', '1:8'], 0.7, 'ms', probes=1)
     assert plan.kind == 'ms'
-    assert plan.share <= 0.95
+    assert plan.share <= 0.7
     assert all(torch.isfinite(torch.tensor(choice.distortion)) for choice in plan.choices)
