@@ -72,7 +72,7 @@ def test_without_a_runtime(mask_rcnn, monkeypatch):
 
 
 def test_plan_in_milliseconds(mask_rcnn, monkeypatch):
-    """With the real kernels, where there are any, and a clock by which the sparser is the faster."""
+    """With the real kernels, where there are any, on a clock by which the sparser is faster."""
     try:
         milliseconds.find_runtime()
     except InputError:
