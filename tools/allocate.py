@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
         raise cli.InputError(f'OUT must end with .py, got {args.out}')
     if not 0 < args.budget < 1:
         raise cli.InputError(f'--budget must be a share in (0, 1), got {args.budget:g}')
-    cli.check_not_itself(args.out, args.config)
+    cli.check_outputs(args.out, inputs=[args.config, args.checkpoint])
     return args
 
 

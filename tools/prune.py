@@ -76,7 +76,7 @@ def main() -> None:
     args = parse_args()
     cfg = cli.read_config(args)
     checkpoint = read_dense(args.checkpoint)
-    cli.check_not_itself(args.out, args.checkpoint)
+    cli.check_outputs(args.out, inputs=[args.config, args.checkpoint])
     model = cli.load_model(cfg, checkpoint, args.checkpoint).to(args.device)
     patterns = patterns_of(model, args)
     distortion = prune(model, images(cfg, args), patterns, saliency=args.saliency,

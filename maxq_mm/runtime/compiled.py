@@ -28,7 +28,7 @@ class _ProgramStep:
     program: Program
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    layers: tuple[Layer | None, ...]  # that the program's values are of
+    layers: tuple[Layer | None, ...]  # that the program's operators are
 
     def __call__(self, values: list) -> None:
         results = self.program(*(values[index] for index in self.inputs))
@@ -37,8 +37,8 @@ class _ProgramStep:
 
     def milliseconds(self, values: list, repeat: int) -> list[tuple[Layer, float]]:
         timings = self.program.timings(*(values[index] for index in self.inputs), repeats=repeat)
-        by_value = [ms for text, ms in timings if not text.startswith('output ')]
-        return [(layer, ms) for layer, ms in zip(self.layers, by_value, strict=True)
+        *operators, _ = timings  # the last is what inputs and outputs take
+        return [(layer, ms) for layer, (_, ms) in zip(self.layers, operators, strict=True)
                 if layer is not None]
 
 

@@ -107,8 +107,8 @@ def build(nodes: list[fx.Node], choices: Choices, packed: Packed, results: set[f
           ) -> tuple[Program, list[fx.Node], list[fx.Node], list[Layer | None]]:
     """The program of ``nodes``, in order, that gives ``results``.
 
-    Returns it with the nodes of its inputs and of its outputs, and the layers that its values are
-    of.
+    Returns it with the nodes of its inputs and of its outputs, and the layers that its operators
+    are.
     """
     program, values = Program(), {}
     members = set(nodes)
@@ -116,7 +116,7 @@ def build(nodes: list[fx.Node], choices: Choices, packed: Packed, results: set[f
                                 if arg not in members))
     for node in inputs:
         values[node] = program.input(int(node.meta['val'].shape[1]), rows=_ndim(node) == 2)
-    layers = [None] * len(inputs)
+    layers = []
     for node in nodes:
         if _upsamples(node):
             continue  # with its sum
