@@ -36,9 +36,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    cli.check_outputs(args.json, inputs=[args.config, args.checkpoint])
+    checkpoint = cli.read_checkpoint(args.checkpoint)
     cfg = cli.prepare_run(args)
     cli.check_data(cfg, 'test')
-    checkpoint = cli.read_checkpoint(args.checkpoint)
     cfg.load_from, cfg.resume = None, False
     if args.threads is not None:
         torch.set_num_threads(args.threads)
