@@ -127,7 +127,6 @@ def residual_network(pattern: str | None = '2:4') -> tuple[Program, callable]:
 
 def check_network(threads: int) -> None:
     """The network above at several sizes, on memory that holds anything before."""
-    torch.set_num_threads(threads)
     torch.manual_seed(0)
     program, reference = residual_network()
     for size in ((1, 3, 32, 48), (2, 3, 41, 27), (1, 3, 32, 48), (1, 3, 8, 8), (0, 3, 16, 16)):
@@ -135,7 +134,9 @@ def check_network(threads: int) -> None:
         for memory in program._memory:
             memory.fill_(torch.nan)
         for format in (torch.contiguous_format, torch.channels_last):
+            torch.set_num_threads(threads)
             results = program(x.contiguous(memory_format=format), memory_format=format)
+            torch.set_num_threads(1)  # torch's own threads do not survive a fork
             for found, expected in zip(results, reference(x), strict=True):
                 close(found, expected, (size, format))
                 assert found.is_contiguous(memory_format=format)
