@@ -40,7 +40,7 @@ def check_convolution(choose: random.Random) -> None:
     stride = choose.choice((1, 1, 2, (3, 1)))
     dilation = choose.choice((1, 1, (2, 1)))
     padding = choose.choice((0, (kernel[0] // 2, kernel[1] // 2), (1, 2)))
-    reach = (kernel[0] - 1) * 2
+    reach = (max(kernel) - 1) * 2
     x = torch.randn(choose.choice((0, 1, 1, 2)), in_channels, reach + choose.randint(1, 12),
                     reach + choose.randint(1, 12))
     if choose.random() < 0.3:
