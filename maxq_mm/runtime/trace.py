@@ -1,5 +1,6 @@
 """The graph of ATen operators that a part of a model computes, for any batch and image size."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,7 +78,9 @@ def trace(model: nn.Module, function: Callable, args: tuple, kwargs: dict) -> Tr
         return tuple(leaves)
 
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch's own use of its structures, whenever it copies them
+            warnings.filterwarnings('ignore', '.*LeafSpec', FutureWarning)
             program = torch.export.export(_Part(model, part), tuple(examples),
                                           dynamic_shapes=(shapes, ), strict=False)
             module = program.run_decompositions({}).module()

@@ -17,6 +17,7 @@ from maxq_mm.functional.pattern import Pattern
 from maxq_mm.runtime import choose, kernels
 from maxq_mm.runtime.partition import DENSE, SPARSE, TORCH
 from maxq_mm.runtime.patterns import any_pattern, sparsest
+from maxq_mm.runtime.program import Program
 from maxq_mm.utils.errors import InputError
 
 
@@ -158,6 +159,20 @@ def test_report(folded, accelerated):
     assert json.loads(json.dumps(report.as_dict()))['used'] == list(report.used)
     assert 'blocks.1.conv2' in str(report)
     assert 'traced: Net' in str(report)
+
+
+@pytest.mark.skipif(kernels.instruction_set() is None, reason='no kernels here')
+def test_a_layer_has_the_time_of_its_operator(monkeypatch):
+    timings = Program.timings
+
+    def by_outputs(*args, **kwargs):
+        *operators, rest = timings(*args, **kwargs)
+        return [*((name, float(name.split()[1].split('x')[0])) for name, _ in operators), rest]
+
+    monkeypatch.setattr(Program, 'timings', by_outputs)
+    model = sparse(nn.Sequential(nn.Conv2d(16, 8, 1), nn.Conv2d(8, 24, 1)), '1:4')
+    report = accelerate(model, torch.randn(1, 16, 8, 8))
+    assert [row.sparse_ms for row in report.layers] == [8., 24.]
 
 
 def test_without_kernels_layers_stay_dense(folded, monkeypatch):
