@@ -41,6 +41,9 @@ def main() -> None:
     cfg = cli.prepare_run(args)
     cli.check_data(cfg, 'test')
     cfg.load_from, cfg.resume = None, False
+    # A folded model is past training, and an accelerated one refuses what the hook looks at.
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or []
+                        if hook.get('type') != 'MaxQHook']
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     runner = cli.build_runner(cfg)

@@ -83,6 +83,7 @@ def as_dict(plan: Plan) -> dict:
 
 def main() -> None:
     args = parse_args()
+    cli.check_device(args.device)
     cfg = cli.read_config(args)
     checkpoint = read_dense(args.checkpoint)
     model = cli.load_model(cfg, checkpoint, args.checkpoint).to(args.device)

@@ -74,6 +74,7 @@ def maxq_hook(plan: Config, path: Path) -> dict:
 
 def main() -> None:
     args = parse_args()
+    cli.check_device(args.device)
     cfg = cli.read_config(args)
     checkpoint = read_dense(args.checkpoint)
     cli.check_outputs(args.out, inputs=[args.config, args.checkpoint])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 import mmdet.datasets  # noqa: F401  registers data sets and their transforms
-import torch
 from mmcv.transforms import Compose
 from mmdet.registry import DATASETS
 from mmengine.config import Config
@@ -111,7 +110,5 @@ def read_dense(path: Path) -> dict:
 
 def images(cfg: Config, args: argparse.Namespace) -> list[dict]:
     """The images that the arguments of :func:`add_image_arguments` ask for."""
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        raise InputError(f'--device {args.device}: no GPU found')
     found = calibration_set(cfg) if args.image_dir is None else ImageFolder(cfg, args.image_dir)
     return list(evenly_spread(found, args.images))
