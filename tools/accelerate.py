@@ -42,8 +42,8 @@ def main() -> None:
     cli.check_data(cfg, 'test')
     cfg.load_from, cfg.resume = None, False
     # A folded model is past training, and an accelerated one refuses what the hook looks at.
-    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or []
-                        if hook.get('type') != 'MaxQHook']
+    for hook in cli.maxq_hooks(cfg):
+        cfg.custom_hooks.remove(hook)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     runner = cli.build_runner(cfg)

@@ -8,7 +8,6 @@ start from, ready for train.py; prune.py prunes by it without training.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from mmengine.config import Config
@@ -44,14 +43,14 @@ def parse_args() -> argparse.Namespace:
         raise cli.InputError(f'OUT must end with .py, got {args.out}')
     if not 0 < args.budget < 1:
         raise cli.InputError(f'--budget must be a share in (0, 1), got {args.budget:g}')
-    cli.check_outputs(args.out, inputs=[args.config, args.checkpoint])
+    cli.check_outputs(args.out, args.json, args.plot, inputs=[args.config, args.checkpoint])
     return args
 
 
 def planned(cfg: Config, plan: Plan, checkpoint: Path) -> Config:
     """``cfg`` with the plan in its MaxQHook; it gets one if it has none."""
     hooks = cfg.setdefault('custom_hooks', [])
-    hook = next((hook for hook in hooks if hook.get('type') == 'MaxQHook'), None)
+    hook = next(iter(cli.maxq_hooks(cfg)), None)
     if hook is None:
         hook = dict(type='MaxQHook', ramp=ramp(cfg))
         hooks.append(hook)
@@ -96,7 +95,7 @@ def main() -> None:
     with cli.writing(args.out):
         save_text(comment + planned(cfg, plan, args.checkpoint).pretty_text, args.out)
     if args.json is not None:
-        cli.write_json(json.loads(json.dumps(as_dict(plan))), args.json)
+        cli.write_json(as_dict(plan), args.json)
     if args.plot is not None:
         from maxq_mm.allocation.figure import draw
         from maxq_mm.engine.figure import save

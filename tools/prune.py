@@ -65,11 +65,10 @@ def patterns_of(model: nn.Module, args: argparse.Namespace) -> dict[str, str]:
 
 
 def maxq_hook(plan: Config, path: Path) -> dict:
-    hook = next((hook for hook in plan.get('custom_hooks') or []
-                 if hook.get('type') == 'MaxQHook'), None)
-    if hook is None:
+    hooks = cli.maxq_hooks(plan)
+    if not hooks:
         raise cli.InputError(f'--plan {path} has no MaxQHook')
-    return hook
+    return hooks[0]
 
 
 def main() -> None:

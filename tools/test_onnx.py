@@ -38,8 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 def check_metrics(detector: OnnxDetector, cfg: Config, path: Path) -> None:
     """InputError if the evaluator asks for masks, which the file does not give."""
-    evaluators = cfg.test_evaluator
-    for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+    for evaluator in cli.evaluators(cfg, 'test'):
         if 'segm' in (evaluator.get('metric') or ()) and 'masks' not in detector.outputs:
             raise cli.InputError(f'{path} gives no masks, and test_evaluator asks for segm')
 

@@ -79,6 +79,11 @@ def merge_options(cfg: Config, options: dict, source: Path) -> None:
                          f'({first_line(error)})') from error
 
 
+def maxq_hooks(cfg: Config) -> list[dict]:
+    """The settings of the config's MaxQHooks, as they stand in it."""
+    return [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') == 'MaxQHook']
+
+
 def prepare_run(args: argparse.Namespace, *splits: str) -> Config:
     """The config as the arguments of :func:`add_run_arguments` make it; see :func:`read_config`.
 
