@@ -22,6 +22,7 @@ from maxq_mm import cli
 from maxq_mm.cli.calibration import calibration_set, evenly_spread
 from maxq_mm.deploy import int8, onnx_detector
 from maxq_mm.deploy.metadata import Metadata
+from maxq_mm.functional.calibration import PREDICTORS
 from maxq_mm.utils.files import written_whole
 
 MIB = 2**20
@@ -37,7 +38,7 @@ def parse_args() -> argparse.Namespace:
                         help='how many images the ranges are taken from (default: 64)')
     parser.add_argument('--keep-float', nargs='*', metavar='NAME',
                         help='layers to leave float32, by a part of their names (default: the '
-                        f'first, and {" ".join(int8.PREDICTORS)})')
+                        f'first, and {" ".join(PREDICTORS)})')
     args = parser.parse_args()
     if args.out.suffix != '.onnx':
         raise cli.InputError(f'OUT must end with .onnx, got {args.out}')
