@@ -1,5 +1,6 @@
 """Which parts of a model become programs: as large ones as can be traced."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -14,11 +15,24 @@ from .install import Trunk, install_forward, install_trunk
 from .trace import Trace, Untraceable, flatten, trace
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How alike the results of two computations are, each by its worst result.
+
+    ``difference``: the largest, as a share of the result's largest value; ``decibels``: of signal
+    to noise.
+    """
+
+    difference: float
+    decibels: float
+
+
 @dataclass
 class Part:
     """A module whose forward is traced, or a detector's ``extract_feat`` with its first head's.
 
-    ``function`` computes what the trace does, ``calls`` are what it was called with.
+    ``function`` computes what the trace does, ``calls`` are what it was called with, ``samples``
+    some that calibration made.
     """
 
     name: str
@@ -28,6 +42,7 @@ class Part:
     trace: Trace
     is_trunk: bool = False
     head: nn.Module | None = None
+    samples: list[Call] = field(default_factory=list)
 
     @property
     def tensors(self) -> list[list[Tensor]]:
@@ -35,12 +50,17 @@ class Part:
         return [flatten(call.args, call.kwargs)[0] for call in self.calls]
 
     @torch.no_grad()
-    def difference(self, compiled: Compiled) -> float:
-        """How far the compiled results are from the model's, as a share of each one's range."""
-        call, tensors = self.calls[0], self.tensors[0]
+    def agreement(self, compiled: Compiled, call: Call) -> Agreement:
+        """How the compiled results of a call agree with the model's."""
         expected, _ = flatten((self.function(*call.args, **call.kwargs), ), {})
-        return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
-                   for a, b in zip(expected, compiled.run(tensors), strict=True) if a.numel())
+        results = compiled.run(flatten(call.args, call.kwargs)[0])
+        pairs = [(a.double(), (a - b).double()) for a, b in zip(expected, results, strict=True)
+                 if a.numel()]
+        return Agreement(
+            max((float(off.abs().max() / a.abs().max().clamp(min=1e-12)) for a, off in pairs),
+                default=0.),
+            min((float(10 * (a.square().sum() / off.square().sum().clamp(min=1e-30)).log10())
+                 for a, off in pairs if off.any()), default=math.inf))
 
     def install(self, compiled: Compiled) -> None:
         if self.is_trunk:

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..utils.errors import first_line
+from .quantization import Quantization
 
 # Axes whose size may differ from call to call, by the number of axes; a batch and positions.
 _DYNAMIC = {1: (), 2: (0, ), 3: (0, 1), 4: (0, 2, 3)}
@@ -24,13 +25,14 @@ class Trace:
 
     ``tensors`` are those of the model, by the target of their ``get_attr`` nodes; ``guards`` raises
     AssertionError for tensors that the graph does not hold for; ``results`` is the structure of
-    what the part returns.
+    what the part returns; ``quantizations`` tell of values that may be bytes.
     """
 
     graph: fx.Graph
     tensors: dict[str, Tensor]
     guards: Callable
     results: pytree.TreeSpec
+    quantizations: dict[fx.Node, Quantization] = field(default_factory=dict)
 
 
 class _Part(nn.Module):
