@@ -39,7 +39,11 @@ class SimulatedLayer(NamedTuple):
     input: Quantization | None = None
     output: Quantization | None = None
 
-    def __call__(self, x: Value, residual: Value | None, relu: bool) -> Value:
+    def __call__(self, x: Value | Tensor, residual: Value | None = None,
+                 relu: bool = False) -> Value | Tensor:
+        """Of tensors a tensor: outside of programs."""
+        if isinstance(x, Tensor):
+            return self(Value(x.double()), None, relu).data.float()
         assert x.quantization == self.input
         weight = self.weight.double() * self.scales.double().view(-1, *[1] * (self.weight.ndim - 1))
         bias = None if self.bias is None else self.bias.double()
@@ -55,6 +59,7 @@ class SimulatedLayer(NamedTuple):
 class _Operator(NamedTuple):
     kind: str
     compute: Callable[[list[Value]], Value] | None = None
+    source: int | None = None  # of a change between bytes and float32
 
 
 class SimulatedProgram:
@@ -64,8 +69,8 @@ class SimulatedProgram:
         self.nodes: list[_Operator] = []
         self.outputs: list[int] = []
 
-    def _add(self, kind: str, compute: Callable | None) -> int:
-        self.nodes.append(_Operator(kind, compute))
+    def _add(self, kind: str, compute: Callable | None, source: int | None = None) -> int:
+        self.nodes.append(_Operator(kind, compute, source))
         return len(self.nodes) - 1
 
     def input(self, channels: int, rows: bool = False) -> int:
@@ -79,13 +84,13 @@ class SimulatedProgram:
         def compute(v):
             assert v[x].quantization is None
             return quantized(v[x].data, quantization)
-        return self._add('quantize', compute)
+        return self._add('quantize', compute, x)
 
     def dequantize(self, x: int) -> int:
         def compute(v):
             assert v[x].quantization is not None
             return Value(v[x].real)
-        return self._add('dequantize', compute)
+        return self._add('dequantize', compute, x)
 
     def max_pool(self, x, kernel, stride, padding=0) -> int:
         return self._add('max pool', lambda v: Value(
