@@ -28,15 +28,16 @@ class Kernels(NamedTuple):
     # What the lanes of a vector are: pixels, whose tiles hold them side by side, or output
     # channels, of channels-last activations.
     lanes_are: str
+    int8: str | None  # the set that programs with int8 layers run with as a whole
 
 
 # The one place where instruction sets, kernels and layouts are matched; the best comes first.
 KERNELS = {
-    'avx512': Kernels(1, 2, 'outputs'),
-    'avx2': Kernels(0, 1, 'pixels'),
-    'avx512-pixels': Kernels(2, 2, 'pixels'),
-    'emulated': Kernels(1, 2, 'outputs'),
-    'emulated-pixels': Kernels(2, 2, 'pixels'),
+    'avx512': Kernels(1, 2, 'outputs', 'avx2'),
+    'avx2': Kernels(0, 1, 'pixels', 'avx2'),
+    'avx512-pixels': Kernels(2, 2, 'pixels', 'avx2'),
+    'emulated': Kernels(1, 2, 'outputs', None),
+    'emulated-pixels': Kernels(2, 2, 'pixels', None),
 }
 FLAGS = ('-O3', '-std=c++20', '-pthread')  # of all files
 _AVX2 = ('-mavx2', '-mfma')
@@ -49,7 +50,7 @@ class View(ctypes.Structure):
     """A tensor: see runtime.h."""
 
     _fields_ = [(name, _Int) for name in ('offset', 'image', 'n', 'c', 'h', 'w', 'pitch', 'tiles',
-                                          'margin', 'front')]
+                                          'margin', 'front', 'element', 'zero')]
 
 
 class Op(ctypes.Structure):
@@ -59,7 +60,9 @@ class Op(ctypes.Structure):
                 ('external', _Int), ('strides', _Int * 4), ('kernel', _Int * 2),
                 ('stride', _Int * 2), ('padding', _Int * 2), ('dilation', _Int * 2),
                 ('block_rows', _Int), ('steps', _Int), ('values', ctypes.c_void_p),
-                ('rows', ctypes.c_void_p), ('bias', ctypes.c_void_p)]
+                ('rows', ctypes.c_void_p), ('bias', ctypes.c_void_p),
+                ('scales', ctypes.c_void_p), ('factor', ctypes.c_float),
+                ('other_factor', ctypes.c_float), ('offset', ctypes.c_float)]
 
 
 class Library(NamedTuple):
@@ -70,22 +73,25 @@ class Library(NamedTuple):
     run: ctypes._CFuncPtr
     lanes: int
     outputs: int  # side by side
+    int8_outputs: int  # the same of int8 layers; 0: none
     width: int  # pixels of a tile
-    unit: int  # what channels are padded to a multiple of
+    unit: int  # bytes that a pixel's channels are padded to a multiple of
 
 
-def library() -> Library | None:
+def library(int8: bool = False) -> Library | None:
     """The library, compiled and loaded once a process; None if it cannot run here.
+
+    ``int8``: with the kernels that programs with int8 layers run with.
 
     Raises:
         InputError: ``MAXQ_ISA`` is none of its values.
     """
     with _lock:  # a cache alone lets two threads in
-        return _library()
+        return _library(int8)
 
 
 @functools.cache
-def _library() -> Library | None:
+def _library(int8: bool) -> Library | None:
     wanted = os.environ.get('MAXQ_ISA') or 'avx512'
     if wanted not in (*KERNELS, 'none'):
         raise InputError(f'MAXQ_ISA must be none or one of {", ".join(KERNELS)}, got {wanted!r}')
@@ -100,13 +106,15 @@ def _library() -> Library | None:
     level = functions.maxq_level()
     if KERNELS[wanted].level > level:
         wanted = 'avx2' if level == 1 else 'none'
-    if wanted == 'none':
+    wanted = wanted if wanted == 'none' or not int8 else KERNELS[wanted].int8
+    if wanted in ('none', None):
         return None
-    described = (_Int * 4)()
+    described = (_Int * 5)()
     functions.maxq_describe(KERNELS[wanted].number, described)
     return Library(wanted, KERNELS[wanted], functions.maxq_run, *described)
 
 
+@functools.cache
 def _load(emulated: bool) -> ctypes.CDLL:
     flags = ('-O1', ) if emulated else _AVX512  # arrays of 16 take a compiler long at -O3
     sets = {'outputs_avx512': flags, 'pixels_avx512': flags}
@@ -127,4 +135,5 @@ def _load(emulated: bool) -> ctypes.CDLL:
 
 
 KINDS = {name: number for number, name in enumerate(
-    ('import', 'export', 'layer', 'dense layer', 'max pool', 'add', 'upsample'))}
+    ('import', 'export', 'layer', 'dense layer', 'max pool', 'add', 'upsample',
+     'convert'))}

@@ -51,9 +51,9 @@ void locate(const Op& op, const Run& run, int64_t first, int64_t pixels, Block& 
     const int64_t pixel = first + (i < block.count ? i : block.count - 1);
     const int64_t x = pixel % op.out.w, y = pixel / op.out.w % op.out.h;
     const int64_t image = pixel / op.out.w / op.out.h;
-    block.in[i] = pixel_of(op.in, run, image, y * op.stride[0], x * op.stride[1]);
-    block.out[i] = pixel_of(op.out, run, image, y, x);
-    block.residual[i] = op.other.pitch ? pixel_of(op.other, run, image, y, x) : nullptr;
+    block.in[i] = pixel_of<float>(op.in, run, image, y * op.stride[0], x * op.stride[1]);
+    block.out[i] = pixel_of<float>(op.out, run, image, y, x);
+    block.residual[i] = op.other.pitch ? pixel_of<float>(op.other, run, image, y, x) : nullptr;
   }
 }
 
@@ -125,7 +125,7 @@ void multiply(const Op& op, const Block& block, int64_t output, Weights w) {
     for (int64_t kx = 0; kx < op.kernel[1]; ++kx) {
       const int64_t y = ky * op.dilation[0] - op.padding[0];
       const int64_t x = kx * op.dilation[1] - op.padding[1];
-      const int64_t shift = (y * op.in.pitch + x) * channels_of(op.in);
+      const int64_t shift = (y * op.in.pitch + x) * channels_of<float>(op.in);
       if constexpr (kForm == kDense) multiply_dense(op, block.in, shift, w, sum);
       if constexpr (kForm == kSparse) multiply_sparse<false>(op, block.in, shift, w, sum);
       if constexpr (kForm == kWideSparse) multiply_sparse<true>(op, block.in, shift, w, sum);
@@ -160,10 +160,11 @@ void layer(const Op& op, const Run& run, int64_t item) {
     locate(op, run, b * kPixels, cut.pixels, blocks[count++]);
   for (int64_t o = chunk * cut.item_outputs; o < cut.outputs && o < (chunk + 1) * cut.item_outputs;
        ++o) {
-    const Weights weights{op.values + o * size, static_cast<const uint8_t*>(op.rows) + o * size};
+    const Weights weights{static_cast<const float*>(op.values) + o * size,
+                          static_cast<const uint8_t*>(op.rows) + o * size};
     for (int64_t b = 0; b < count; ++b) work(op, blocks[b], o * kOutputs, weights);
   }
-  if (item == 0) clear_border(op.out, run);
+  if (item == 0) clear_border<float>(op.out, run);
 }
 
 int64_t items(const Op& op, const Run& run) {
@@ -180,6 +181,7 @@ int64_t scratch(const Op&) { return 0; }
 
 }  // namespace
 
-extern const Kernels KERNELS = {Lanes::kSize, kOutputs, 1, Lanes::kSize, items, run_item, scratch};
+extern const Kernels KERNELS = {Lanes::kSize, kOutputs, 0, 1, Lanes::kSize * sizeof(float),
+                                items, run_item, scratch};
 
 }  // namespace maxq

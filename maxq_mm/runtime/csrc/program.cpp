@@ -32,21 +32,23 @@ int64_t maxq_level() {
   return 0;
 }
 
-// Of the kernels with this number: lanes, outputs side by side, width of a tile, unit of channels.
+// Of the kernels with this number: lanes, outputs side by side, those in int8, width of a tile, unit
+// of channels.
 void maxq_describe(int64_t number, int64_t* to) {
   const maxq::Kernels& chosen = kernels(number);
   to[0] = chosen.lanes;
   to[1] = chosen.outputs;
-  to[2] = chosen.width;
-  to[3] = chosen.unit;
+  to[2] = chosen.int8_outputs;
+  to[3] = chosen.width;
+  to[4] = chosen.unit;
 }
 
 // Bytes of an operator, so that its mirror is checked.
 int64_t maxq_op_bytes() { return sizeof(maxq::Op); }
 
-// Runs operators on memory of `arena` floats and tensors outside; microseconds (null, or one for
+// Runs operators on memory of `arena` and tensors outside; microseconds (null, or one for
 // each operator) tells how long each took.
-void maxq_run(int64_t number, const maxq::Op* ops, int64_t count, float* arena,
+void maxq_run(int64_t number, const maxq::Op* ops, int64_t count, char* arena,
               float* const* externals, int64_t threads, double* microseconds) {
   const maxq::Kernels& chosen = kernels(number);
   const maxq::Run run{arena, externals, threads};
