@@ -125,8 +125,9 @@ def find_patterns(layers: Mapping[str, nn.Module], dense_too: bool = False
     if not dtypes:
         raise InputError('the model has no convolution or linear layer')
     if torch.float32 not in dtypes:
-        raise InputError(f'precision {"int8" if dense_too else "float32"} asks for float32 weights, '
-                         f'and they are {dtypes.pop()}: call model.float() first')
+        raise InputError(f'the weights are {dtypes.pop()}, and precision '
+                         f'{"int8" if dense_too else "float32"} asks for float32 weights: call '
+                         'model.float() first')
     return patterns
 
 

@@ -1,18 +1,19 @@
 """Ranges of what lies between the layers of a model, over calibration images.
 
-Every traced part is computed in float32 with what it gets when the model runs on an image, heads
-with what the detector finds there.
+The model runs on each image; in float32, so that heads get what the detector finds there.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_unflatten
 
 from ..functional.calibration import mean_range
 from ..utils.errors import InputError
-from .calls import FEATURES, Call, check_inputs, record, run, takes_images
+from .calls import FEATURES, Call, check_inputs, run, takes_images
 from .compiled import Compiled
 from .fuse import layers_of
 from .partition import TORCH, fits
@@ -33,12 +34,13 @@ def calibrate(model: nn.Module, parts: list[Part], args: tuple, calibration: Ite
         InputError: as :func:`images`.
     """
     observed = [_Observed(part) for part in parts]
-    within = not any(part.is_trunk for part in parts)
-    for found in images(model, args, calibration):
-        recording = record(model, lambda found=found: run(model, found), within)
+    with ExitStack() as stack:
         for one in observed:
-            name = FEATURES if one.part.is_trunk else one.part.module
-            one.look(recording.calls.get(name, ()))
+            stack.enter_context(one.watching())
+        for found in images(model, args, calibration):
+            run(model, found)
+            for one in observed:
+                one.end_image()
     for one in observed:
         one.part.trace.quantizations = one.quantizations()
 
@@ -96,48 +98,64 @@ def _arguments(model: nn.Module, args: tuple, item: object) -> tuple:
 
 
 class _Observed:
-    """Extremes of a part's values."""
+    """A part that torch computes, operator by operator, while the extremes of values are taken."""
 
     def __init__(self, part: Part) -> None:
         self.part = part
         graph = part.trace.graph
-        # By torch alone: each operator is a step, whose value is seen.
         self.compiled = Compiled(part.trace, dict.fromkeys(layers_of(part.trace), TORCH), None)
         read = {arg for node in graph.nodes if fits(node) for arg in node.all_input_nodes}
-        self.nodes = {place: node for place, node in enumerate(graph.nodes)
+        self.names = {place: node.name for place, node in enumerate(graph.nodes)
                       if (node in read or fits(node)) and isinstance(node.meta.get('val'), Tensor)
                       and node.op != 'get_attr' and node.meta['val'].dtype == torch.float32}
-        self.rows: dict[fx.Node, list[tuple]] = defaultdict(list)
+        self.seen: dict[str, list[Tensor]] = defaultdict(list)  # in this image
+        self.rows: dict[str, list[tuple]] = defaultdict(list)  # of all images
 
-    def look(self, calls: Iterable[Call]) -> None:
-        """Take the calls of the part by one image into account."""
-        seen: dict[fx.Node, list[Tensor]] = defaultdict(list)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Have the model's calls of the part computed here."""
+        module, name = self.part.module, FEATURES if self.part.is_trunk else 'forward'
+        original = getattr(module, name)
 
+        def call(*args, **kwargs):
+            tensors, _ = flatten(args, kwargs)
+            if not self.compiled.holds(tensors):
+                return original(*args, **kwargs)
+            if len(self.part.samples) < SAMPLES and all(x.numel() for x in tensors):
+                self.part.samples.append(Call(args, kwargs, None))
+            results = self._compute(tensors)
+            return results[0] if self.part.is_trunk else results
+
+        vars(module)[name] = call
+        try:
+            yield
+        finally:
+            del vars(module)[name]
+
+    def _compute(self, tensors: list[Tensor]) -> object:
         def watch(place: int, value: object) -> None:
-            if place in self.nodes and value.numel():
-                seen[self.nodes[place]].append(torch.stack(
+            if place in self.names and value.numel():
+                self.seen[self.names[place]].append(torch.stack(
                     [*torch.aminmax(value), value.new_tensor(value.numel())]).double())
 
-        for call in calls:
-            tensors, _ = flatten(call.args, call.kwargs)
-            if not self.compiled.holds(tensors):
-                continue
-            for place, x in zip(self.compiled.inputs, tensors, strict=True):
-                watch(place, x)
-            self.compiled.run(tensors, watch)
-            if len(self.part.samples) < SAMPLES and all(x.numel() for x in tensors):
-                self.part.samples.append(Call(call.args, call.kwargs, None))
-        for node, rows in seen.items():
-            lows, highs, sizes = torch.stack(rows).T
-            self.rows[node].append((lows.min().item(), highs.max().item(), sizes.sum().item()))
+        for place, x in zip(self.compiled.inputs, tensors, strict=True):
+            watch(place, x)
+        return tree_unflatten(self.compiled.run(tensors, watch), self.compiled.results)
 
-    def quantizations(self) -> dict[fx.Node, Quantization]:
+    def end_image(self) -> None:
+        """Sum up what was seen since the last call."""
+        for name, rows in self.seen.items():
+            lows, highs, sizes = torch.stack(rows).T
+            self.rows[name].append((lows.min().item(), highs.max().item(), sizes.sum().item()))
+        self.seen.clear()
+
+    def quantizations(self) -> dict[str, Quantization]:
         """Of all values that were there in some image."""
         found = {}
-        for node, rows in self.rows.items():
+        for name, rows in self.rows.items():
             low, high = mean_range(rows)
             if not abs(low) + abs(high) < float('inf'):
                 raise InputError(f'calibration: what {self.part.name} computes of it is not finite')
-            found[node] = Quantization.of_range(low, high)
+            found[name] = Quantization.of_range(low, high)
         return found
 

@@ -36,6 +36,6 @@ def stay_float(part: Part, args: tuple, names: Mapping[Tensor, str]) -> dict[Lay
             reasons.setdefault(node.target, 'takes the image')
         elif not fits(node):
             reasons.setdefault(node.target, 'some of its calls are not of a program')
-        elif any(value not in part.trace.quantizations for value in values):
+        elif any(value.name not in part.trace.quantizations for value in values):
             reasons.setdefault(node.target, 'no range: not called on calibration images')
     return reasons

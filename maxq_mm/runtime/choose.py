@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..functional.pattern import Pattern
 from . import kernels
 from .compiled import Compiled
 from .fuse import Layer, layers_of
+from .lower import Packed
 from .partition import DENSE, DENSE_INT8, INT8, INT8_WAYS, SPARSE, SPARSE_WAYS, TORCH
 from .quantization import Quantization
 from .trace import Trace
@@ -37,6 +38,45 @@ class Choice:
         return min((self.times[way] for way in ways if way in self.times), default=None)
 
 
+def packer(patterns: Mapping[Layer, Pattern]) -> Packed:
+    """Gives layers as the kernels read them, each packed once; N:M ones have ``patterns``."""
+    first: dict[tuple, kernels.PackedLayer] = {}
+
+    @cache
+    def packed(layer: Layer, way: str, takes: Quantization | None = None,
+               gives: Quantization | None = None) -> kernels.PackedLayer:
+        pattern = str(patterns[layer]) if way in SPARSE_WAYS else None
+        settings = (layer.weight, pattern, layer.bias, layer.stride, layer.padding, layer.dilation)
+        if way not in INT8_WAYS:
+            return kernels.pack(*settings)
+        found = kernels.pack_int8(*settings, input=takes, output=gives)
+        # The calls of a layer have quantizations of their own, but its weights in common.
+        one = first.setdefault((layer, way), found)
+        return replace(found, values=one.values, rows=one.rows)
+
+    return packed
+
+
+def possible_ways(layer: Layer, pattern: Pattern | None, int8: bool
+                  ) -> tuple[list[str], str | None]:
+    """How a layer can be computed here, and why not by the N:M kernel, if it is N:M.
+
+    ``int8``: whether it may be.
+    """
+    ways, refusal = [TORCH], None
+    if pattern is not None:
+        refusal = kernels.refusal(layer.weight, str(pattern), layer.groups)
+        if refusal is None:
+            ways.append(SPARSE)
+        if int8 and kernels.refusal_int8(layer.weight, str(pattern), layer.groups) is None:
+            ways.append(INT8)
+    if kernels.refusal(layer.weight, None, layer.groups) is None:
+        ways.append(DENSE)
+    if int8 and kernels.refusal_int8(layer.weight, None, layer.groups) is None:
+        ways.append(DENSE_INT8)
+    return ways, refusal
+
+
 def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[Layer, Pattern],
            int8: Collection[Layer] = ()) -> tuple[Compiled, dict[Layer, Choice]]:
     """The compiled part, with what was measured on ``calls``, flat arguments of the part.
@@ -44,20 +84,10 @@ def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[La
     ``patterns`` has the layers that are N:M, ``int8`` those that may be int8.
     """
     layers = layers_of(trace)
-
-    @cache
-    def packed(layer: Layer, way: str, takes: Quantization | None, gives: Quantization | None
-               ) -> kernels.PackedLayer:
-        pattern = str(patterns[layer]) if way in SPARSE_WAYS else None
-        settings = (layer.weight, pattern, layer.bias, layer.stride, layer.padding, layer.dilation)
-        if way in INT8_WAYS:
-            return kernels.pack_int8(*settings, input=takes, output=gives)
-        return kernels.pack(*settings)
-
-    refusals = {layer: kernels.refusal(layer.weight, str(patterns[layer]), layer.groups)
-                for layer in layers if layer in patterns}
-    ways = {layer: _ways(layer, patterns.get(layer), refusals.get(layer), layer in int8)
-            for layer in layers}
+    packed = packer(patterns)
+    ways, refusals = {}, {}
+    for layer in layers:
+        ways[layer], refusals[layer] = possible_ways(layer, patterns.get(layer), layer in int8)
 
     def compiled(*preference: str) -> Compiled:
         return Compiled(trace, {layer: next(way for way in preference if way in ways[layer])
@@ -81,23 +111,8 @@ def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[La
     plans = [fastest(), fastest((TORCH, )), fastest(INT8_WAYS), fastest((TORCH, *INT8_WAYS)),
              fastest((TORCH, ), INT8_WAYS), dict.fromkeys(layers, TORCH)]
     best, plan = _fastest([(Compiled(trace, plan, packed), plan) for plan in plans], calls)
-    return best, {layer: Choice(plan[layer], patterns.get(layer), refusals.get(layer),
+    return best, {layer: Choice(plan[layer], patterns.get(layer), refusals[layer],
                                 times[layer]) for layer in layers}
-
-
-def _ways(layer: Layer, pattern: Pattern | None, refusal: str | None, int8: bool) -> list[str]:
-    """How a layer can be computed."""
-    ways = [TORCH]
-    if pattern is not None and refusal is None:
-        ways.append(SPARSE)
-    if kernels.refusal(layer.weight, None, layer.groups) is None:
-        ways.append(DENSE)
-    if int8:
-        for way, of in ((INT8, pattern and str(pattern)), (DENSE_INT8, None)):
-            if (way == DENSE_INT8 or of) and kernels.refusal_int8(
-                    layer.weight, of, layer.groups) is None:
-                ways.append(way)
-    return ways
 
 
 def _measure(trials: Mapping[str, Compiled], calls: Sequence, ways: Mapping

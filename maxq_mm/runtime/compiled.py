@@ -180,7 +180,7 @@ def _steps(trace: Trace, choices: Choices, packed: Packed, places: dict) -> list
             if node not in inside:
                 target = node.target
                 if isinstance(target, Layer) and choices[target] != TORCH:
-                    target = packed(target, choices[target], None, None)
+                    target = packed(target, choices[target])
                 args, kwargs = _plain(template(node.args)), _plain(template(node.kwargs))
                 steps.append(_OperatorStep(target, args, kwargs, (places[node], )))
     return steps

@@ -16,9 +16,9 @@ from .partition import INT8_WAYS, Choices, aten, ndim, tensors, upsamples
 from .program import Program
 from .quantization import Quantization
 
-# Of a layer, its way, and what its input and its output are as bytes: None if float32.
-Packed = Callable[[Layer, str, Quantization | None, Quantization | None], kernels.PackedLayer]
-Quantizations = Mapping[fx.Node, Quantization]
+# Of a layer, its way, and for INT8_WAYS what its input and its output are, None: float32.
+Packed = Callable[..., kernels.PackedLayer]
+Quantizations = Mapping[str, Quantization]  # by names of nodes
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,12 @@ def lower(nodes: list[fx.Node], choices: Choices, packed: Packed, results: set[f
     inputs = list(dict.fromkeys(arg for node in nodes for arg in tensors(node)
                                 if arg not in members))
     for node in inputs:
-        values.floats[node] = values.program.input(int(node.meta['val'].shape[1]),
-                                                   rows=ndim(node) == 2)
+        # Quantized on the way in where nobody reads it as float32.
+        if all(reads_bytes(user, choices) for user in node.users if user in members):
+            values.as_bytes.add(node)
+        values.set(node, values.program.input(
+            int(node.meta['val'].shape[1]), ndim(node) == 2,
+            quantizations[node.name] if node in values.as_bytes else None))
     layers = {}
     for node in nodes:
         if upsamples(node):
@@ -62,22 +66,21 @@ def byte_nodes(nodes: list[fx.Node], choices: Choices, quantizations: Quantizati
     """Those of ``nodes`` whose results are bytes: made of bytes, and read as bytes at last."""
     able = set()
     for node in nodes:
-        if isinstance(node.target, Layer):
-            fits = choices[node.target] in INT8_WAYS
-        else:
-            fits = all(arg in able for arg in tensors(node))
-        if fits and (node in quantizations or _keeps(node)):
+        fits = (reads_bytes(node, choices) if isinstance(node.target, Layer) else
+                all(arg in able for arg in tensors(node)))
+        if fits and (node.name in quantizations or _keeps(node)):
             able.add(node)
     members, found = set(nodes), set()
-
-    def reads_bytes(user: fx.Node) -> bool:
-        is_layer = user in members and isinstance(user.target, Layer)
-        return choices[user.target] in INT8_WAYS if is_layer else user in found
-
     for node in reversed(nodes):
-        if node in able and any(map(reads_bytes, node.users)):
+        if node in able and any(user in found or (user in members and reads_bytes(user, choices))
+                                for user in node.users):
             found.add(node)
     return found
+
+
+def reads_bytes(node: fx.Node, choices: Choices) -> bool:
+    """Whether this is an int8 layer."""
+    return isinstance(node.target, Layer) and choices[node.target] in INT8_WAYS
 
 
 def _keeps(node: fx.Node) -> bool:
@@ -111,7 +114,7 @@ class _Values:
 
     def quantization(self, node: fx.Node) -> Quantization:
         """Of the value as bytes."""
-        return self._kept.get(node) or self._measured[node]
+        return self._kept.get(node) or self._measured[node.name]
 
     def keep(self, node: fx.Node, source: fx.Node) -> None:
         """Give a value made of bytes the quantization of ``source``."""
@@ -125,14 +128,11 @@ class _Values:
 def _layer(values: _Values, node: fx.Node, way: str, packed: Packed) -> int:
     x, residual, relu = node.args
     is_int8 = way in INT8_WAYS
-    takes = gives = None
-    if is_int8:
-        value = values.of(x, True)
-        takes = values.quantization(x)
-        gives = values.quantization(node) if node in values.as_bytes else None
-    else:
-        value = values.of(x, False)
-    value = values.program.layer(value, packed(node.target, way, takes, gives),
+    value = values.of(x, is_int8)
+    gives = values.quantization(node) if node in values.as_bytes else None
+    layer = (packed(node.target, way, values.quantization(x), gives) if is_int8 else
+             packed(node.target, way))
+    value = values.program.layer(value, layer,
                                  None if residual is None else values.of(residual, is_int8), relu)
     values.set(node, value)
     return value

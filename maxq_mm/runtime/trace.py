@@ -25,14 +25,14 @@ class Trace:
 
     ``tensors`` are those of the model, by the target of their ``get_attr`` nodes; ``guards`` raises
     AssertionError for tensors that the graph does not hold for; ``results`` is the structure of
-    what the part returns; ``quantizations`` tell of values that may be bytes.
+    what the part returns; ``quantizations`` are of values that may be bytes, by names of nodes.
     """
 
     graph: fx.Graph
     tensors: dict[str, Tensor]
     guards: Callable
     results: pytree.TreeSpec
-    quantizations: dict[fx.Node, Quantization] = field(default_factory=dict)
+    quantizations: dict[str, Quantization] = field(default_factory=dict)
 
 
 class _Part(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maxq_mm.runtime.quantization import Quantization
+from maxq_mm.runtime.quantization import Quantization, quantize_weight
 
 
 class Value(NamedTuple):
@@ -58,7 +58,7 @@ class SimulatedLayer(NamedTuple):
 
 class _Operator(NamedTuple):
     kind: str
-    compute: Callable[[list[Value]], Value] | None = None
+    compute: Callable[[list[Value] | Tensor], Value]
     source: int | None = None  # of a change between bytes and float32
 
 
@@ -69,12 +69,13 @@ class SimulatedProgram:
         self.nodes: list[_Operator] = []
         self.outputs: list[int] = []
 
-    def _add(self, kind: str, compute: Callable | None, source: int | None = None) -> int:
+    def _add(self, kind: str, compute: Callable, source: int | None = None) -> int:
         self.nodes.append(_Operator(kind, compute, source))
         return len(self.nodes) - 1
 
-    def input(self, channels: int, rows: bool = False) -> int:
-        return self._add('import', None)
+    def input(self, channels, rows=False, quantization=None) -> int:
+        return self._add('import', lambda x: Value(x) if quantization is None
+                         else quantized(x, quantization))
 
     def layer(self, x, packed, residual=None, relu=False) -> int:
         return self._add('layer', lambda v: packed(
@@ -127,8 +128,7 @@ class SimulatedProgram:
         """All values, in order."""
         given, found = iter(tensors), []
         for node in self.nodes:
-            found.append(Value(next(given).double()) if node.kind == 'import'
-                         else node.compute(found))
+            found.append(node.compute(next(given).double() if node.kind == 'import' else found))
         return found
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -145,6 +145,5 @@ def simulated_pack(weight, pattern, bias=None, stride=1, padding=0, dilation=1) 
 
 def simulated_pack_int8(weight, pattern, bias=None, stride=1, padding=0, dilation=1, *, input,
                         output) -> SimulatedLayer:
-    scales = weight.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-    ints = (weight / scales.view(-1, *[1] * (weight.ndim - 1))).round()
-    return SimulatedLayer(ints, scales, bias, (stride, padding, dilation), input, output)
+    integers, scales = quantize_weight(weight, pattern)
+    return SimulatedLayer(integers, scales, bias, (stride, padding, dilation), input, output)
