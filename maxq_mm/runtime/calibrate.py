@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
 from ..functional.calibration import mean_range
-from ..utils.errors import InputError
+from ..utils.errors import InputError, first_line
 from .calls import FEATURES, Call, check_inputs, run, takes_images
 from .compiled import Compiled
 from .fuse import layers_of
@@ -79,10 +79,7 @@ def images(model: nn.Module, args: tuple, calibration: Iterable) -> Iterator[tup
 
 def _arguments(model: nn.Module, args: tuple, item: object) -> tuple:
     if isinstance(item, Mapping) and takes_images(model) and 'inputs' in item:
-        pictures = item['inputs']
-        one = isinstance(pictures, Tensor) and pictures.ndim == 3
-        item = model.data_preprocessor(dict(inputs=[pictures] if one else pictures,
-                                            data_samples=None), False)['inputs']
+        item = _prepared(model, item['inputs'])
     found = check_inputs(model, item)
     if len(found) != len(args):
         raise InputError(f'{len(found)} arguments, inputs have {len(args)}')
@@ -95,6 +92,17 @@ def _arguments(model: nn.Module, args: tuple, item: object) -> tuple:
         if not torch.isfinite(x).all():
             raise InputError('some values are not finite')
     return found
+
+
+def _prepared(model: nn.Module, pictures: object) -> Tensor:
+    """What a detector's data preprocessor makes of an image ``(3, H, W)`` or several."""
+    one = isinstance(pictures, Tensor) and pictures.ndim == 3
+    data = dict(inputs=[pictures] if one else pictures, data_samples=None)
+    try:
+        return model.data_preprocessor(data, False)['inputs']
+    except Exception as error:  # it says in many ways that images are not what it expects
+        raise InputError('the data preprocessor of the model does not take it '
+                         f'({first_line(error)})') from error
 
 
 class _Observed:

@@ -9,8 +9,10 @@ from mmengine.registry import MODELS, init_default_scope
 
 from maxq_mm import accelerate
 from maxq_mm.runtime import choose
+from maxq_mm.runtime.calibrate import images
 from maxq_mm.runtime.library import library
 from maxq_mm.runtime.partition import DENSE, DENSE_INT8, INT8, SPARSE, TORCH
+from maxq_mm.utils.errors import InputError
 
 from ..detectors.zoo import DETECTORS, build
 from ..running import ROOT
@@ -74,16 +76,25 @@ def test_mask_rcnn_is_near(mask_rcnn):
     assert all(part.decibels > 10 for part in report.rounding)
     assert 'signal to noise at least' in str(report)
     for size in ((1, 3, 64, 96), (2, 3, 128, 64)):
-        images = torch.randn(size)
+        x = torch.randn(size)
         with torch.no_grad():
-            features = expected.extract_feat(images)
-            assert decibels(model.extract_feat(images), features) > 10
+            features = expected.extract_feat(x)
+            assert decibels(model.extract_feat(x), features) > 10
             assert decibels(model.rpn_head(features), expected.rpn_head(features)) > 10
-        for found in detections(copy.deepcopy(model), images):
+        for found in detections(copy.deepcopy(model), x):
             assert len(found) > 0
             assert found.scores.isfinite().all()
             assert found.bboxes.isfinite().all()
             assert 0 <= found.scores.min() <= found.scores.max() <= 1
+
+
+@pytest.mark.parametrize('item', [
+    dict(inputs=torch.zeros(4, 64, 96, dtype=torch.uint8)), dict(inputs=['image.png']),
+    dict(inputs=None), dict(images=torch.zeros(3, 64, 96)), torch.zeros(3, 64, 96)])
+def test_bad_calibration(mask_rcnn, item):
+    with pytest.raises(InputError, match=r'calibration\[1\]: ') as error:
+        list(images(mask_rcnn[1], (torch.randn(1, 3, 64, 96), ), [*pictures(1), item]))
+    assert '\n' not in str(error.value)
 
 
 def test_a_head_that_was_never_called_stays_float(mask_rcnn):
@@ -104,13 +115,13 @@ def test_retinanet():
     expected = build(DETECTORS['RetinaNet'])
     expected.eval()
     model = copy.deepcopy(expected)
-    images = torch.randn(1, 3, 64, 96)
-    report = accelerate(model, images, 'int8', [images, torch.randn(2, 3, 64, 64)])
+    x = torch.randn(1, 3, 64, 96)
+    report = accelerate(model, x, 'int8', [x, torch.randn(2, 3, 64, 64)])
     rows = {row.name: row for row in report.layers}
     assert {name for name, row in rows.items() if row.precision == 'float32'} == {
         'backbone.conv1', 'bbox_head.retina_cls', 'bbox_head.retina_reg'}
     assert report.used == ()
     with torch.no_grad():
-        features = expected.extract_feat(images)
-        assert decibels(model.extract_feat(images), features) > 10
+        features = expected.extract_feat(x)
+        assert decibels(model.extract_feat(x), features) > 10
         assert decibels(model.bbox_head(features), expected.bbox_head(features)) > 10
