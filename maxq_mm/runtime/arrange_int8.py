@@ -5,6 +5,8 @@
   weights in a block are padded to a multiple of four with zeros, as the kernel takes four at a
   time, two pairs. Sparse ones are in any order: those of the largest magnitude are paired with
   those of the least, so that the sums of pairs are small. Dense ones are in the order of the rows.
+- Outputs in lanes: [group][position][64 channels][step][G][4], rows uint8: the channel among those;
+  dense: [group][position][4 channels][G][4].
 """
 
 from typing import NamedTuple
@@ -73,12 +75,29 @@ def _paired(part: Part) -> Part:
 
 def arranged_int8(weight: Tensor, pattern: Pattern | None, library: Library) -> Arranged:
     """int8 weights in the order of the library's kernels; ``pattern`` None: dense."""
-    weight = by_position(weight)
+    arrange = _for_pixels if library.kernels.lanes_are == 'pixels' else _for_outputs
+    return arrange(by_position(weight), pattern, library)
+
+
+def _for_pixels(weight: Tensor, pattern: Pattern | None, library: Library) -> Arranged:
     blocks = blocks_of(weight, pattern)
+    values = torch.cat([part.values.flatten() for part in blocks.parts])
+    rows = torch.cat([part.rows.flatten() for part in blocks.parts]) * _ROW
+    return Arranged(blocks.rows, blocks.steps, values,
+                    rows.to(torch.uint16) if pattern else torch.empty(0))
 
-    def ordered(tensors: list[Tensor]) -> Tensor:
-        return torch.cat([tensor.flatten() for tensor in tensors])
 
-    rows = [part.rows * _ROW for part in blocks.parts] if pattern else []
-    return Arranged(blocks.rows, blocks.steps, ordered([part.values for part in blocks.parts]),
-                    ordered(rows).to(torch.uint16) if rows else torch.empty(0).byte())
+def _for_outputs(weight: Tensor, pattern: Pattern | None, library: Library) -> Arranged:
+    size = _TOGETHER * (library.lanes if pattern else 1)
+    padding = (0, -weight.shape[2] % size, 0, 0, 0, -len(weight) % library.int8_outputs)
+    together = F.pad(weight, padding).unflatten(2, (-1, size))
+    # N / M of them where M divides them, else what the fullest needs.
+    steps = max(1, -(-int((together != 0).sum(-1).max()) // _TOGETHER)) if pattern else 1
+    columns = kept(together, steps * _TOGETHER)
+
+    def ordered(weights: Tensor) -> Tensor:
+        groups = weights.unflatten(0, (-1, library.int8_outputs)).unflatten(4, (-1, _TOGETHER))
+        return groups.permute(0, 2, 3, 4, 1, 5).flatten()
+
+    return Arranged(size, steps, ordered(together.gather(3, columns)),
+                    ordered(columns.byte()) if pattern else torch.empty(0))

@@ -23,7 +23,7 @@ _MOST_M, _MOST_INPUTS = 1024, 65536
 
 
 def instruction_set() -> str | None:
-    """The instruction set that kernels run with here, ``'avx512'`` or ``'avx2'``; None: no kernels.
+    """The instruction set that kernels run with here, a key of ``KERNELS``; None: no kernels.
 
     Compiles them on first use.
 
@@ -121,7 +121,7 @@ class PackedLayer:
 
 def pack(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | None = None,
          stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
-         dilation: int | tuple[int, int] = 1) -> PackedLayer:
+         dilation: int | tuple[int, int] = 1, beside_int8: bool = False) -> PackedLayer:
     """Put a layer into the form that the kernels read.
 
     Args:
@@ -130,6 +130,7 @@ def pack(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | None = 
         pattern: N:M, or None for a dense layer.
         bias: ``(O,)``.
         stride, padding, dilation: of a convolution, per axis or for both.
+        beside_int8: it is for programs with int8 layers, for which a machine may have another set.
 
     Raises:
         InputError: no kernel takes it (see :func:`refusal`), or padding and the like are unfit.
@@ -137,7 +138,7 @@ def pack(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | None = 
     reason = refusal(weight, pattern)
     if reason is not None:
         raise InputError(f'no kernel takes this layer: {reason}')
-    found = library()
+    found = library(beside_int8)
     bias = _bias(weight, bias)
     pattern = None if pattern is None else Pattern.parse(pattern)
     return PackedLayer(
@@ -151,8 +152,6 @@ def refusal_int8(weight: Tensor, pattern: 'str | Pattern | None', groups: int = 
     reason = refusal(weight, pattern, groups)
     if reason is not None:
         return reason
-    if library(int8=True) is None:
-        return 'no int8 kernel for this CPU'
     if pattern is not None and Pattern.parse(pattern).m > _MOST_M:
         return f'{pattern}: int8 kernels take M of at most {_MOST_M}'
     if weight[0].numel() > _MOST_INPUTS:

@@ -10,23 +10,24 @@ namespace {
 const maxq::Kernels& kernels(int64_t number) {
 #if !defined(MAXQ_EMULATE)
   if (number == 0) return maxq::kPixelsAvx2;
+  if (number == 1) return maxq::kOutputsAvx512;
 #endif
-  return number == 1 ? maxq::kOutputsAvx512 : maxq::kPixelsAvx512;
+  return number == 2 ? maxq::kPixelsAvx512 : maxq::kOutputsVnni;
 }
 
 }  // namespace
 
 extern "C" {
 
-// What the processor and the system offer: 2 AVX-512, 1 AVX2, 0 neither.
+// What the processor and the system offer: 3 AVX-512 with VBMI and VNNI, 2 AVX-512, 1 AVX2, 0 none.
 int64_t maxq_level() {
 #if defined(MAXQ_EMULATE)
-  return 2;
+  return 3;
 #elif defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-    return 2;
+    return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") ? 3 : 2;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
   return 0;

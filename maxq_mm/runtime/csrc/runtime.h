@@ -67,6 +67,6 @@ struct Kernels {
   int64_t (*scratch)(const Op& op);  // floats
 };
 
-extern const Kernels kPixelsAvx2, kPixelsAvx512, kOutputsAvx512;
+extern const Kernels kPixelsAvx2, kPixelsAvx512, kOutputsAvx512, kOutputsVnni;
 
 }  // namespace maxq
