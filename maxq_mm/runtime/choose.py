@@ -44,11 +44,12 @@ def packer(patterns: Mapping[Layer, Pattern]) -> Packed:
 
     @cache
     def packed(layer: Layer, way: str, takes: Quantization | None = None,
-               gives: Quantization | None = None) -> kernels.PackedLayer:
+               gives: Quantization | None = None, beside_int8: bool = False
+               ) -> kernels.PackedLayer:
         pattern = str(patterns[layer]) if way in SPARSE_WAYS else None
         settings = (layer.weight, pattern, layer.bias, layer.stride, layer.padding, layer.dilation)
         if way not in INT8_WAYS:
-            return kernels.pack(*settings)
+            return kernels.pack(*settings, beside_int8=beside_int8)
         found = kernels.pack_int8(*settings, input=takes, output=gives)
         # The calls of a layer have quantizations of their own, but its weights in common.
         one = first.setdefault((layer, way), found)

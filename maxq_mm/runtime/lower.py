@@ -16,7 +16,8 @@ from .partition import INT8_WAYS, Choices, aten, ndim, tensors, upsamples
 from .program import Program
 from .quantization import Quantization
 
-# Of a layer, its way, and for INT8_WAYS what its input and its output are, None: float32.
+# Of a layer and its way; for INT8_WAYS also what its input and its output are, None: float32, for
+# others whether int8 layers are in its program.
 Packed = Callable[..., kernels.PackedLayer]
 Quantizations = Mapping[str, Quantization]  # by names of nodes
 
@@ -46,11 +47,13 @@ def lower(nodes: list[fx.Node], choices: Choices, packed: Packed, results: set[f
             int(node.meta['val'].shape[1]), ndim(node) == 2,
             quantizations[node.name] if node in values.as_bytes else None))
     layers = {}
+    with_int8 = any(reads_bytes(node, choices) for node in nodes)
     for node in nodes:
         if upsamples(node):
             continue  # with its sum
         if isinstance(node.target, Layer):
-            layers[_layer(values, node, choices[node.target], packed)] = node.target
+            value = _layer(values, node, choices[node.target], packed, with_int8)
+            layers[value] = node.target
         else:
             _operator(values, node)
     outputs = [node for node in nodes if node in results]
@@ -125,13 +128,13 @@ class _Values:
         (self.bytes if node in self.as_bytes else self.floats)[node] = value
 
 
-def _layer(values: _Values, node: fx.Node, way: str, packed: Packed) -> int:
+def _layer(values: _Values, node: fx.Node, way: str, packed: Packed, beside_int8: bool) -> int:
     x, residual, relu = node.args
     is_int8 = way in INT8_WAYS
     value = values.of(x, is_int8)
     gives = values.quantization(node) if node in values.as_bytes else None
     layer = (packed(node.target, way, values.quantization(x), gives) if is_int8 else
-             packed(node.target, way))
+             packed(node.target, way, beside_int8=beside_int8))
     value = values.program.layer(value, layer,
                                  None if residual is None else values.of(residual, is_int8), relu)
     values.set(node, value)

@@ -23,7 +23,7 @@ from .simulated_int8 import SimulatedProgram, simulated_pack, simulated_pack_int
 from .test_accelerate import Net, sparse
 
 
-def packed(layer: Layer, way: str, takes=None, gives=None):
+def packed(layer: Layer, way: str, takes=None, gives=None, beside_int8=False):
     pattern = '2:4' if way == INT8 and layer.groups == 1 else None
     settings = (layer.weight, pattern, layer.bias, layer.stride, layer.padding, layer.dilation)
     if way in INT8_WAYS:
@@ -150,11 +150,11 @@ def test_kernels_compute_the_same(net, seed, monkeypatch):
                for name, layer in layers.items()}
     choices[layers['grouped']] = TORCH
 
-    def with_kernels(layer, way, takes=None, gives=None):
+    def with_kernels(layer, way, takes=None, gives=None, beside_int8=False):
         settings = (layer.weight, '2:4' if way in SPARSE_WAYS else None, layer.bias, layer.stride,
                     layer.padding, layer.dilation)
         return (kernels.pack_int8(*settings, input=takes, output=gives) if way in INT8_WAYS
-                else kernels.pack(*settings))
+                else kernels.pack(*settings, beside_int8=beside_int8))
 
     simulated = Compiled(part.trace, choices, packed)
     monkeypatch.setattr(lower, 'Program', Program)
