@@ -6,10 +6,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 
 from maxq_mm import accelerate
-from maxq_mm.runtime import choose
+from maxq_mm.runtime import calibrate, choose
 from maxq_mm.runtime.calibrate import images
+from maxq_mm.runtime.install import is_accelerated
 from maxq_mm.runtime.library import library
 from maxq_mm.runtime.partition import DENSE, DENSE_INT8, INT8, SPARSE, TORCH
 from maxq_mm.utils.errors import InputError
@@ -125,3 +127,15 @@ def test_retinanet():
         features = expected.extract_feat(x)
         assert decibels(model.extract_feat(x), features) > 10
         assert decibels(model.bbox_head(features), expected.bbox_head(features)) > 10
+
+
+def test_a_wrong_program_is_refused(monkeypatch):
+    """Ranges that hold nothing of the values; no calibration gives such."""
+    monkeypatch.setattr(calibrate, 'mean_range', lambda rows: (0., 1e-4))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.ReLU()).eval()
+    x = torch.randn(1, 3, 16, 16)
+    with pytest.raises(RuntimeError, match='Sequential: the signal to noise .* program is wrong'):
+        accelerate(model, x, 'int8', [x])
+    assert type(model) is nn.Sequential
+    assert not is_accelerated(model)
