@@ -72,6 +72,7 @@ class Library(NamedTuple):
     outputs: int  # side by side
     width: int  # pixels of a tile
     unit: int  # what channels are padded to a multiple of
+    functions: ctypes.CDLL  # others
 
 
 def library() -> Library | None:
@@ -104,16 +105,17 @@ def _library() -> Library | None:
         return None
     described = (_Int * 4)()
     functions.maxq_describe(KERNELS[wanted].number, described)
-    return Library(wanted, KERNELS[wanted], functions.maxq_run, *described)
+    return Library(wanted, KERNELS[wanted], functions.maxq_run, *described, functions)
 
 
 def _load(emulated: bool) -> ctypes.CDLL:
     flags = ('-O1', ) if emulated else _AVX512  # arrays of 16 take a compiler long at -O3
-    sets = {'outputs_avx512': flags, 'pixels_avx512': flags}
+    sets = {'outputs_avx512': flags, 'pixels_avx512': flags, 'align_avx512': flags}
     if not emulated:
-        sets['pixels_avx2'] = _AVX2
+        sets |= {'pixels_avx2': _AVX2, 'align_avx2': _AVX2}
     units = [compiler.Unit(SOURCES / f'{name}.cpp', flags) for name, flags in sets.items()]
     units += [compiler.Unit(SOURCES / f'{name}.cpp') for name in ('pool', 'program')]
+    units.append(compiler.Unit(SOURCES / 'regions.cpp', ('-ffp-contract=off', )))
     functions = compiler.load(
         'runtime', units, ctypes.CDLL, headers=sorted(SOURCES.glob('*.h')),
         flags=(*FLAGS, *(['-DMAXQ_EMULATE'] if emulated else [])))
