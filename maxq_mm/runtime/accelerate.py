@@ -13,6 +13,7 @@ from ..utils.errors import InputError
 from . import kernels
 from .calls import check_inputs
 from .choose import Choice, choose
+from .detectors import install_around
 from .fuse import Layer
 from .install import is_accelerated, seal
 from .partition import SPARSE
@@ -128,11 +129,13 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
                       module in search.called) for name, module in layers.items())
     for part, compiled in ready:  # nothing is changed before all is known
         part.install(compiled)
+    replaced = install_around(model)
     seal(model)
     isa = kernels.instruction_set()
     return AccelerationReport(rows, f'{isa or "no N:M kernel for this CPU"}, '
                               f'{torch.get_num_threads()} threads',
-                              tuple(part.name for part, _ in ready), tuple(search.untraced))
+                              tuple(part.name for part, _ in ready), tuple(search.untraced),
+                              replaced)
 
 
 def _layers(part: Part, patterns: Mapping[Tensor, Pattern]) -> dict[Layer, Pattern]:

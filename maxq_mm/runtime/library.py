@@ -115,7 +115,9 @@ def _load(emulated: bool) -> ctypes.CDLL:
         sets |= {'pixels_avx2': _AVX2, 'align_avx2': _AVX2}
     units = [compiler.Unit(SOURCES / f'{name}.cpp', flags) for name, flags in sets.items()]
     units += [compiler.Unit(SOURCES / f'{name}.cpp') for name in ('pool', 'program')]
-    units.append(compiler.Unit(SOURCES / 'regions.cpp', ('-ffp-contract=off', )))
+    # What rounds here is to round as in the operators whose place these take.
+    units += [compiler.Unit(SOURCES / f'{name}.cpp', ('-ffp-contract=off', ))
+              for name in ('regions', 'paste')]
     functions = compiler.load(
         'runtime', units, ctypes.CDLL, headers=sorted(SOURCES.glob('*.h')),
         flags=(*FLAGS, *(['-DMAXQ_EMULATE'] if emulated else [])))

@@ -24,13 +24,14 @@ class AccelerationReport:
 
     ``kernels`` names what computes the sparse layers; ``traced`` the parts of the model that run as
     a program of their own; ``untraced`` those that do not, with the reason: their layers were
-    looked at one by one.
+    looked at one by one. ``replaced`` are modules between them, and what of each has a kernel.
     """
 
     layers: tuple[LayerChoice, ...]
     kernels: str
     traced: tuple[str, ...] = ()
     untraced: tuple[tuple[str, str], ...] = ()
+    replaced: tuple[tuple[str, str], ...] = ()
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -41,7 +42,8 @@ class AccelerationReport:
         """Plain values."""
         return {'kernels': self.kernels, 'layers': [asdict(layer) for layer in self.layers],
                 'used': list(self.used), 'traced': list(self.traced),
-                'untraced': [list(pair) for pair in self.untraced]}
+                'untraced': [list(pair) for pair in self.untraced],
+                'replaced': [list(pair) for pair in self.replaced]}
 
     def __str__(self) -> str:
         rows = [(r.name, ' x '.join(map(str, r.shape)), r.pattern or '', _ms(r.dense_ms),
@@ -56,6 +58,9 @@ class AccelerationReport:
         if self.traced:
             lines.append(f'  traced: {", ".join(self.traced)}')
         lines += [f'  not traced: {name} ({reason})' for name, reason in self.untraced]
+        if self.replaced:
+            lines.append('  replaced: ' + ', '.join(f'{name} ({what})'
+                                                    for name, what in self.replaced))
         return '\n'.join(lines)
 
 
