@@ -1,6 +1,6 @@
 """Measure what MaxQ costs, as ratios of variants that take turns in one run.
 
-    python tools/benchmark.py masks|train|infer|engines|profile [--model CONFIG] [--pattern N:M ...] ...
+    python tools/benchmark.py masks|train|infer|engines|profile [--model CONFIG] [--pattern N:M] ...
 
 ``masks``: one refresh of all sparse layers against the formulation that sorts. ``train``: a whole
 training iteration against the dense model's. ``infer``: backbone and neck of the dense, the sparse

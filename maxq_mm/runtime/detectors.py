@@ -1,4 +1,4 @@
-"""What surrounds the layers of mmdet's detectors, put onto kernels: instances change, no class does.
+"""What surrounds the layers of mmdet's detectors, put onto kernels: instances change, no class.
 
 A method is replaced where the module has mmdet's or mmcv's own, and falls back to that one where
 its kernel does not fit.

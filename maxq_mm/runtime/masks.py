@@ -68,7 +68,7 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float)
 
 
 def _values(masks: Tensor, boxes: Tensor, number: Tensor, pixels: Tensor) -> Tensor:
-    """What mmdet's operators make of pixels ``(P, 2)``, x and y, of the boxes with these numbers."""
+    """What mmdet's operators make of pixels ``(P, 2)``, x and y, of boxes with these numbers."""
     order = number.argsort()
     number, pixels = number[order], pixels[order]
     counts = number.bincount(minlength=len(masks))

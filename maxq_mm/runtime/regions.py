@@ -96,7 +96,7 @@ def _function() -> ctypes._CFuncPtr:
     functions, described = library().functions, (_Int * 2)()
     functions.maxq_region_bytes.restype = None
     functions.maxq_region_bytes(described)
-    assert list(described) == [ctypes.sizeof(_Map), ctypes.sizeof(_RoiAlign)], 'the two sides differ'
+    assert [*described] == [ctypes.sizeof(_Map), ctypes.sizeof(_RoiAlign)], 'the two sides differ'
     function = functions.maxq_roi_align
     function.restype, function.argtypes = None, [_Int, ctypes.c_void_p, _Int]
     return function
