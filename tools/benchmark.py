@@ -1,12 +1,13 @@
 """Measure what MaxQ costs, as ratios of variants that take turns in one run.
 
-    python tools/benchmark.py masks|train|infer|engines [--model CONFIG] [--pattern N:M ...] ...
+    python tools/benchmark.py masks|train|infer|engines|profile [--model CONFIG] [--pattern N:M] ...
 
 ``masks``: one refresh of all sparse layers against the formulation that sorts. ``train``: a whole
 training iteration against the dense model's. ``infer``: backbone and neck of the dense, the sparse
 and the folded model; what follows them takes as long as there are detections, which random weights
 decide. Images are random, too. ``engines``: what other engines make of the dense network, and
-maxq_mm.accelerate of the sparse ones, in float32 and int8, on this CPU.
+maxq_mm.accelerate of the sparse ones, in float32 and int8, on this CPU. ``profile``: where the
+milliseconds of a whole detector go, dense and accelerated.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from rich.progress import track
 from maxq_mm import cli, soft_mask, sparsify
 from maxq_mm.cli.engine_bench import PRECISIONS, SCOPES, bench_engines, plot, show_engines
 from maxq_mm.cli.model_bench import DTYPES, bench_infer, bench_train, build
+from maxq_mm.cli.stages import bench_profile, show_profile
 from maxq_mm.cli.timing import alternate, machine, summarize
 from maxq_mm.functional import batched, native
 from maxq_mm.functional.masks import AXES, effective_weight
@@ -38,7 +40,7 @@ FRACTIONS = {'ramp at 0': 1., 'half way': 0.5, 'finished': 0.}
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('what', choices=('masks', 'train', 'infer', 'engines'))
+    parser.add_argument('what', choices=('masks', 'train', 'infer', 'engines', 'profile'))
     parser.add_argument('--model', type=Path, default=Path('configs/maxq_mask_rcnn_r50.py'),
                         dest='config', help="config whose model's backbone is made sparse")
     parser.add_argument('--pattern', nargs='+', default=['2:4', '1:4', '1:16'])
@@ -54,6 +56,9 @@ def parse_args() -> argparse.Namespace:
                         help='what of the detector runs (engines); features: backbone and neck')
     parser.add_argument('--precision', nargs='+', choices=PRECISIONS, default=[*PRECISIONS],
                         help='what maxq_mm.accelerate computes in (engines; default: both)')
+    parser.add_argument('--checkpoint', type=Path, help='folded one of --model (profile)')
+    parser.add_argument('--image-dir', type=Path, metavar='DIR',
+                        help='images to find objects in, with --checkpoint (profile)')
     parser.add_argument('--plot', type=Path, metavar='OUT.png', help='draw the times (engines)')
     parser.add_argument('--json', type=Path, metavar='OUT', help='also write everything here')
     parser.set_defaults(data_root=None, cfg_options=None)
@@ -71,8 +76,8 @@ def check(args: argparse.Namespace) -> None:
     cli.check_outputs(args.json, args.plot, inputs=[args.config])
     cli.check_device(args.device)
     on_cpu = torch.device(args.device).type == 'cpu'
-    if not on_cpu and args.what == 'engines':
-        raise cli.InputError(f'engines are compared on the CPU, got --device {args.device}')
+    if not on_cpu and args.what in ('engines', 'profile'):
+        raise cli.InputError(f'{args.what} is for the CPU, got --device {args.device}')
     if on_cpu and args.what != 'masks' and args.dtype == 'float16':
         raise cli.InputError('--dtype float16 is for GPUs; on CPUs mixed precision is bfloat16')
 
@@ -165,10 +170,13 @@ def main() -> None:
         return summarize(alternate(variants, args.repeat, device, progress), baseline)
 
     about = {}
+    if (args.what in ('engines', 'profile') and args.checkpoint is None
+            and 'rcnn' in (cfg.model.get('test_cfg') or {})):
+        cfg.model.test_cfg.rcnn.score_thr = 0.  # random weights find as much as they may
     if args.what == 'engines':
-        if 'rcnn' in (cfg.model.get('test_cfg') or {}):
-            cfg.model.test_cfg.rcnn.score_thr = 0.  # random weights find as much as they may
         rows, about = bench_engines(args, partial(build, cfg, args.device), measure)
+    elif args.what == 'profile':
+        rows, about = bench_profile(args, cfg, partial(build, cfg, args.device))
     else:
         rows = BENCHES[args.what](args, cfg, measure)
     settings = dict(what=args.what, model=args.config.name, dtype=args.dtype, repeat=args.repeat,
@@ -180,7 +188,8 @@ def main() -> None:
     on = machine(device)
     print(f'{on["device"]}, {on["threads"]} threads, {on["vectors"]}, torch {torch.__version__}, '
           + ', '.join(f'{key} {value}' for key, value in settings.items()))
-    print(show_engines(rows, about) if args.what == 'engines' else show(rows, args.what))
+    print(show_engines(rows, about) if args.what == 'engines' else show_profile(rows)
+          if args.what == 'profile' else show(rows, args.what))
     if args.what == 'masks':
         print(f'masks that differ from the sorted formulation: '
               f'{sum(row["layers_that_differ"] for row in rows)} layers; largest difference of a '

@@ -15,6 +15,7 @@ from .calls import check_inputs
 from .candidates import stay_float
 from .choose import Choice, choose
 from .compiled import Compiled
+from .detectors import install_around
 from .fuse import layers_of
 from .install import is_accelerated, seal
 from .partition import INT8_WAYS
@@ -166,12 +167,13 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
                  for name, module in layers.items())
     for part, compiled in ready:  # nothing is changed before all is known
         part.install(compiled)
+    replaced = install_around(model)
     seal(model)
     isa = kernels.instruction_set()
     return AccelerationReport(rows, f'{isa or "no N:M kernel for this CPU"}, '
                               f'{torch.get_num_threads()} threads',
                               tuple(part.name for part, _ in ready), tuple(search.untraced),
-                              tuple(rounding))
+                              tuple(rounding), replaced)
 
 
 def _rounding(part: Part, compiled: Compiled) -> Rounding:

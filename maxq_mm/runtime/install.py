@@ -100,7 +100,8 @@ class _Head(Accelerated):
 
 @cache
 def _of_its_kind(kind: type[nn.Module], mixin: type) -> type[nn.Module]:
-    return type(f'Accelerated{kind.__name__}', (mixin, kind), {'__module__': __name__})
+    name = kind.__name__ if issubclass(kind, Accelerated) else f'Accelerated{kind.__name__}'
+    return type(name, (mixin, kind), {'__module__': __name__})
 
 
 def is_accelerated(model: nn.Module) -> bool:
@@ -108,7 +109,7 @@ def is_accelerated(model: nn.Module) -> bool:
 
 
 def install_forward(module: nn.Module, compiled: Compiled) -> None:
-    _become(module, _Forward)
+    become(module, _Forward)
     vars(module)['_compiled'] = compiled
 
 
@@ -116,15 +117,16 @@ def install_trunk(model: nn.Module, head: nn.Module | None, trunk: Trunk) -> Non
     """``extract_feat`` of a detector and, if the part has it, the forward of its first head."""
     for module, mixin in ((model, _Features), (head, _Head)):
         if module is not None:
-            _become(module, mixin)
+            become(module, mixin)
             vars(module)['_trunk'] = trunk
 
 
 def seal(model: nn.Module) -> None:
     """Have the whole model refuse what its compiled parts refuse."""
     if not isinstance(model, Accelerated):
-        _become(model, Accelerated)
+        become(model, Accelerated)
 
 
-def _become(module: nn.Module, mixin: type) -> None:
+def become(module: nn.Module, mixin: type) -> None:
+    """Have the methods of ``mixin``, an :class:`Accelerated`, before the module's own."""
     module.__class__ = _of_its_kind(type(module), mixin)

@@ -79,6 +79,7 @@ class Library(NamedTuple):
     int8_outputs: int  # the same of int8 layers
     width: int  # pixels of a tile
     unit: int  # bytes that a pixel's channels are padded to a multiple of
+    functions: ctypes.CDLL  # others
 
 
 def library(int8: bool = False) -> Library | None:
@@ -115,18 +116,21 @@ def _library(int8: bool) -> Library | None:
         wanted = KERNELS[wanted].int8
     described = (_Int * 5)()
     functions.maxq_describe(KERNELS[wanted].number, described)
-    return Library(wanted, KERNELS[wanted], functions.maxq_run, *described)
+    return Library(wanted, KERNELS[wanted], functions.maxq_run, *described, functions)
 
 
 @functools.cache
 def _load(emulated: bool) -> ctypes.CDLL:
     if emulated:  # arrays of 16 take a compiler long at -O3
-        sets = {'outputs_vnni': ('-O1', ), 'pixels_avx512': ('-O1', )}
+        sets = dict.fromkeys(('outputs_vnni', 'pixels_avx512', 'align_avx512'), ('-O1',))
     else:
         sets = {'outputs_vnni': _VNNI, 'outputs_avx512': _AVX512, 'pixels_avx512': _AVX512,
-                'pixels_avx2': _AVX2}
+                'align_avx512': _AVX512, 'pixels_avx2': _AVX2, 'align_avx2': _AVX2}
     units = [compiler.Unit(SOURCES / f'{name}.cpp', flags) for name, flags in sets.items()]
     units += [compiler.Unit(SOURCES / f'{name}.cpp') for name in ('pool', 'program')]
+    # What rounds here is to round as in the operators whose place these take.
+    units += [compiler.Unit(SOURCES / f'{name}.cpp', ('-ffp-contract=off', ))
+              for name in ('regions', 'paste')]
     functions = compiler.load(
         'runtime', units, ctypes.CDLL, headers=sorted(SOURCES.glob('*.h')),
         flags=(*FLAGS, *(['-DMAXQ_EMULATE'] if emulated else [])))

@@ -48,7 +48,8 @@ class AccelerationReport:
 
     ``kernels`` names what computes the sparse layers; ``traced`` the parts of the model that run as
     a program of their own; ``untraced`` those that do not, with the reason: their layers were
-    looked at one by one. ``rounding``: what int8 costs in exactness.
+    looked at one by one. ``rounding``: what int8 costs in exactness. ``replaced`` are modules
+    between them, and what of each has a kernel.
     """
 
     layers: tuple[LayerChoice, ...]
@@ -56,6 +57,7 @@ class AccelerationReport:
     traced: tuple[str, ...] = ()
     untraced: tuple[tuple[str, str], ...] = ()
     rounding: tuple[Rounding, ...] = ()
+    replaced: tuple[tuple[str, str], ...] = ()
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -72,7 +74,8 @@ class AccelerationReport:
         return {'kernels': self.kernels, 'layers': [asdict(layer) for layer in self.layers],
                 'used': list(self.used), 'traced': list(self.traced),
                 'untraced': [list(pair) for pair in self.untraced],
-                'rounding': [asdict(part) for part in self.rounding]}
+                'rounding': [asdict(part) for part in self.rounding],
+                'replaced': [list(pair) for pair in self.replaced]}
 
     def __str__(self) -> str:
         with_int8 = any(layer.int8_ms is not None for layer in self.layers)
@@ -101,6 +104,9 @@ class AccelerationReport:
         lines += [f'  int8: {part.part} differs from float32 by up to {part.difference:.1%} of the '
                   f'largest value, signal to noise at least {part.decibels:.0f} dB'
                   for part in self.rounding]
+        if self.replaced:
+            lines.append('  replaced: ' + ', '.join(f'{name} ({what})'
+                                                    for name, what in self.replaced))
         return '\n'.join(lines)
 
 

@@ -52,10 +52,11 @@ def test_other_kernels(name):
     """What AVX-512 runs, in plain C++; and AVX2 where there is more."""
     if name == 'avx2' and kernels.instruction_set() in (None, 'avx2'):
         pytest.skip('tested in this process, or not here')
-    run('from tests.runtime.kernel_cases import check, check_network\n'
+    run('from tests.runtime import region_cases\n'
+        'from tests.runtime.kernel_cases import check, check_network\n'
         'from maxq_mm.runtime import kernels\n'
         f'assert kernels.instruction_set() == {name!r}\n'
-        'check(7, 40, 10); check_network(2)', MAXQ_ISA=name)
+        'check(7, 40, 10); check_network(2); region_cases.check(7, 8)', MAXQ_ISA=name)
 
 
 def test_no_kernels():
@@ -97,14 +98,19 @@ def test_without_a_compiler(tmp_path):
 @needs_kernels
 def test_under_the_address_sanitizer(tmp_path):
     compiler = shutil.which(os.environ.get('CXX') or 'c++')
-    found = compiler and subprocess.run([compiler, '-print-file-name=libasan.so'], text=True,
-                                        capture_output=True, check=False).stdout.strip()
-    if not found or not Path(found).is_absolute():
+    if compiler is None:
+        pytest.skip('no compiler here')
+    # The second, so that exceptions of other libraries are thrown.
+    found = [subprocess.run([compiler, f'-print-file-name={name}'], text=True, capture_output=True,
+                            check=False).stdout.strip() for name in ('libasan.so', 'libstdc++.so')]
+    if not all(Path(name).is_absolute() for name in found):
         pytest.skip('no address sanitizer here')
     run('import maxq_mm.runtime.library as library\n'
         'library.FLAGS += ("-fsanitize=address", "-g1")\n'
+        'from tests.runtime import region_cases\n'
         'from tests.runtime.kernel_cases import check, check_network\n'
-        'check(3, 20, 5); check_network(2)', LD_PRELOAD=str(Path(found).resolve()),
+        'check(3, 20, 5); check_network(2); region_cases.check(3, 10)',
+        LD_PRELOAD=' '.join(str(Path(name).resolve()) for name in found),
         ASAN_OPTIONS='detect_leaks=0', XDG_CACHE_HOME=str(tmp_path))
 
 

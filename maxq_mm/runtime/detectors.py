@@ -1,0 +1,127 @@
+"""What surrounds the layers of mmdet's detectors, put onto kernels: instances change, no class.
+
+A method is replaced where the module has mmdet's or mmcv's own, and falls back to that one where
+its kernel does not fit.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from .calls import takes_images
+from .install import Accelerated, become
+from .library import library
+from .masks import can_paste, paste
+from .regions import RoiAlign
+from .suppression import can_select, suppress
+
+
+class _Regions(Accelerated):
+    """``mmcv.ops.RoIAlign``."""
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        align = _roi_align([self])
+        if align is not None and align.takes([input], rois):
+            return align([input], rois)
+        return super().forward(input, rois)
+
+
+class _Extractor(Accelerated):
+    """mmdet's ``SingleRoIExtractor``: all levels in one call."""
+
+    def forward(self, feats: Sequence[Tensor], rois: Tensor,
+                roi_scale_factor: float | None = None) -> Tensor:
+        align = _roi_align(self.roi_layers[:len(feats)])
+        if align is None or not align.takes(feats, rois):
+            return super().forward(feats, rois, roi_scale_factor)
+        if len(feats) == 1:
+            return align(feats, rois)
+        level = self.map_roi_levels(rois, len(feats))
+        if roi_scale_factor is not None:
+            rois = self.roi_rescale(rois, roi_scale_factor)
+        return align(feats, rois, level)
+
+
+class _Masks(Accelerated):
+    """mmdet's ``FCNMaskHead``: the pixels of each box, and the mask of its class alone."""
+
+    def _predict_by_feat_single(self, mask_preds: Tensor, bboxes: Tensor, labels: Tensor,
+                                img_meta: dict, rcnn_test_cfg: dict, rescale: bool = False,
+                                activate_map: bool = False) -> Tensor:
+        own = super()._predict_by_feat_single
+        threshold = rcnn_test_cfg.mask_thr_binary
+        size, scale = img_meta['ori_shape'][:2], img_meta['scale_factor']
+        factors = bboxes.new_tensor(scale).repeat(1, 2)
+        boxes = bboxes / factors if rescale else bboxes
+        if not rescale:
+            size = [round(length * float(factor))
+                    for length, factor in zip(size, factors[0, [1, 0]], strict=True)]
+        if activate_map or threshold < 0 or not can_paste(mask_preds, boxes, size):
+            return own(mask_preds, bboxes, labels, img_meta, rcnn_test_cfg, rescale, activate_map)
+        if rescale:
+            bboxes.copy_(boxes)  # as mmdet does, for its caller
+        masks = mask_preds[:, 0] if self.class_agnostic else mask_preds[range(len(labels)), labels]
+        return paste(masks.sigmoid(), boxes, tuple(size), threshold)
+
+
+class _Boxes(Accelerated):
+    """mmdet's ``BBoxHead``: of many boxes, those that are looked at."""
+
+    def _predict_by_feat_single(self, roi: Tensor, cls_score: Tensor, bbox_pred: Tensor,
+                                img_meta: dict, rescale: bool = False,
+                                rcnn_test_cfg: dict | None = None):
+        own = super()._predict_by_feat_single
+        if not (len(roi) and rcnn_test_cfg is not None and can_select(rcnn_test_cfg)
+                and self.predict_box_type == 'hbox'):
+            return own(roi, cls_score, bbox_pred, img_meta, rescale, rcnn_test_cfg)
+        results = own(roi, cls_score, bbox_pred, img_meta, rescale)  # all, with all their scores
+        found, labels = suppress(results.bboxes, results.scores, rcnn_test_cfg)
+        results = type(results)()
+        results.bboxes, results.scores, results.labels = found[:, :4], found[:, 4], labels
+        return results
+
+
+def _roi_align(layers: Sequence[nn.Module]) -> RoiAlign | None:
+    """What mmcv's layers compute, one for each level; None if they differ, or have no kernel."""
+    from mmcv.ops import RoIAlign
+
+    if not all(isinstance(layer, RoIAlign) and layer.pool_mode == 'avg'
+               and not layer.use_torchvision for layer in layers):
+        return None
+    alike = {(layer.output_size, layer.sampling_ratio, layer.aligned) for layer in layers}
+    if len(alike) != 1:
+        return None
+    (size, sampling, aligned), = alike
+    return RoiAlign(size, tuple(layer.spatial_scale for layer in layers), sampling, aligned)
+
+
+def install_around(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Put what surrounds the layers of a detector of mmdet onto kernels, in place.
+
+    Returns the names of the modules that changed, and what of each.
+    """
+    if library() is None or not takes_images(model):
+        return ()
+    found = list(_replaceable(model))
+    for _, _, module, mixin in found:
+        become(module, mixin)
+    return tuple((name, what) for name, what, _, _ in found)
+
+
+def _replaceable(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, type]]:
+    from mmcv.ops import RoIAlign
+    from mmdet.models.roi_heads.bbox_heads import BBoxHead
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+    kinds = ((SingleRoIExtractor, 'forward', 'RoIAlign of all levels', _Extractor),
+             (RoIAlign, 'forward', 'RoIAlign', _Regions),
+             (BBoxHead, '_predict_by_feat_single', 'suppression', _Boxes),
+             (FCNMaskHead, '_predict_by_feat_single', 'pasting', _Masks))
+    inside = set()
+    for name, module in model.named_modules():
+        for kind, method, what, mixin in kinds:
+            if (module not in inside and isinstance(module, kind)
+                    and getattr(type(module), method) is getattr(kind, method)):
+                inside |= {*module.modules()}  # an extractor does not call its layers
+                yield name, what, module, mixin
