@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
                         help='how many images the ranges are taken from (default: 64)')
     parser.add_argument('--keep-float', nargs='*', metavar='NAME',
                         help='layers to leave float32, by a part of their names (default: the '
-                        f'first, and {" ".join(int8.PREDICTORS)})')
+                        'first, and those that predict, such as fc_cls)')
     args = parser.parse_args()
     if args.out.suffix != '.onnx':
         raise cli.InputError(f'OUT must end with .onnx, got {args.out}')

@@ -183,20 +183,21 @@ def sparsify(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = 
              exclude: Sequence[str] = (), overrides: Mapping | None = None,
              ramp: dict | Ramp | None = None, axes: Sequence[str] = AXES,
              temperature: float = TEMPERATURE, decay: float = DECAY, order: str = ORDER,
-             fixed: bool = False) -> SparsityHandle:
+             fixed: bool = False, predictors: bool = False) -> SparsityHandle:
     """Make the chosen layers of ``model`` N:M sparse, in place (MaxQ, arXiv 2312.07061).
 
     Parameters keep their identity, values and names; from now on the forward pass uses the
     effective weights. See :class:`.settings.SparsitySettings` for ``include``, ``exclude``,
-    ``overrides``, ``ramp``, ``decay`` and ``fixed``, and :func:`maxq_mm.soft_mask` for ``axes``,
-    ``temperature`` and ``order``. Layers built as MaxQ layers keep their settings. A second call
-    makes the layers that it chooses sparse anew; the first handle keeps the others.
+    ``overrides``, ``ramp``, ``decay``, ``fixed`` and ``predictors``, and
+    :func:`maxq_mm.soft_mask` for ``axes``, ``temperature`` and ``order``. Layers built as MaxQ
+    layers keep their settings. A second call makes the layers that it chooses sparse anew; the
+    first handle keeps the others.
 
     Raises:
         InputError: a bad argument, named with its value; no layer that can be sparse.
     """
     settings = SparsitySettings(pattern, axes, temperature, order, fixed, include, exclude,
-                                overrides, ramp, decay)
+                                overrides, ramp, decay, predictors)
     handle = make_sparse(model, select(model, settings), settings)
     for concern in concerns(handle.active):
         warnings.warn(f'sparsify: {concern}', stacklevel=2)
