@@ -45,7 +45,7 @@ class SparsityHandle:
         self.skipped = selection.skipped
         self._optimizer_hooks: list[RemovableHandle] = []
         for layer in sparse:
-            layer.maxq.owner = ref(self)
+            layer.maxq.owner, layer.maxq.fade = ref(self), settings.ramp.fade
         self.set_progress(0)
 
     @property
@@ -75,12 +75,13 @@ class SparsityHandle:
 
     @property
     def dense_fraction(self) -> float:
-        """Share of blocks, in [0, 1], that the ramp leaves dense at present."""
+        """Share of blocks, in [0, 1], that the ramp leaves dense at present; of a ramp that
+        fades, what pruned weights are multiplied by."""
         return next(iter(self._steered().values())).dense_fraction
 
     @property
     def sparsity(self) -> float:
-        """Share of the sparse layers' weights, in [0, 1], that the masks prune at present."""
+        """Share of the sparse layers' weights, in [0, 1], that the masks make zero at present."""
         layers = self._steered().values()
         return sum(layer.zeros for layer in layers) / sum(layer.weight.numel() for layer in layers)
 
