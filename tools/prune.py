@@ -19,7 +19,7 @@ from maxq_mm.cli.calibration import add_image_arguments, images, read_dense
 from maxq_mm.nn.select import select
 from maxq_mm.nn.settings import SparsitySettings
 
-_LAYERS = 'pattern', 'include', 'exclude', 'overrides'
+_LAYERS = 'pattern', 'include', 'exclude', 'overrides', 'predictors'
 
 
 def parse_args() -> argparse.Namespace:

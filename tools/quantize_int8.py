@@ -17,7 +17,6 @@ from test_onnx import check_classes
 from maxq_mm import cli
 from maxq_mm.cli.calibration import add_ranges_argument, calibration_set, images_for_ranges
 from maxq_mm.deploy import int8, onnx_detector
-from maxq_mm.functional.calibration import PREDICTORS
 from maxq_mm.utils.files import written_whole
 
 MIB = 2**20
@@ -32,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     add_ranges_argument(parser)
     parser.add_argument('--keep-float', nargs='*', metavar='NAME',
                         help='layers to leave float32, by a part of their names (default: the '
-                        f'first, and {" ".join(PREDICTORS)})')
+                        'first, and those that predict, such as fc_cls)')
     args = parser.parse_args()
     if args.out.suffix != '.onnx':
         raise cli.InputError(f'OUT must end with .onnx, got {args.out}')

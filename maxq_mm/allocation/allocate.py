@@ -73,7 +73,7 @@ def find_candidates(model: nn.Module, patterns: Sequence[str], include: Sequence
         raise InputError(f'patterns must be distinct, got {tuple(map(str, parsed))}')
     found: dict[str, list[Pattern]] = {}
     for pattern in parsed:
-        settings = SparsitySettings(pattern, include=include, exclude=exclude)
+        settings = SparsitySettings(pattern, include=include, exclude=exclude, predictors=True)
         for name in select(model, settings).sparse:
             found.setdefault(name, [DENSE]).append(pattern)
     for name, layer_patterns in found.items():

@@ -193,6 +193,8 @@ class MaxQHook(Hook):
             return [f'resumed with {len(hooks)} MaxQHooks from a checkpoint of '
                     f'{len(self._loaded.settings)}']
         before = self._loaded.settings[hooks.index(self)]
+        # Of checkpoints that are older than these settings.
+        before = {'predictors': True, **before, 'ramp': {'fade': False, **before['ramp']}}
         changed = [f'{name} {before.get(name)} -> {value}' for name, value in settings.items()
                    if before.get(name) != value]
         return [f'resumed with other settings: {", ".join(changed)}'] if changed else []
@@ -232,9 +234,10 @@ class MaxQHook(Hook):
                        ('iteration', runner.max_iters))
         left = ramp(total - 1)
         if left > 0:
-            raise InputError(
-                f'ramp end={ramp.end} is too late: in {unit} {total - 1}, the last of {total}'
-                f', {left:.1%} of the blocks would still be dense')
+            what = 'of each pruned weight would still count' if ramp.fade else (
+                'of the blocks would still be dense')
+            raise InputError(f'ramp end={ramp.end} is too late: in {unit} {total - 1}, the last of '
+                             f'{total}, {left:.1%} {what}')
         if runner.cfg.get('efficient_conv_bn_eval') is not None:
             raise InputError('efficient_conv_bn_eval is set: it reads convolution weights past '
                              'their masks and cannot be used with MaxQHook')

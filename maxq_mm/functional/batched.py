@@ -73,11 +73,16 @@ def keep_masks(weights: Sequence[Tensor], pattern: Pattern, dense_fraction: floa
 
 
 def soft_masks(weights: Sequence[Tensor], pattern: Pattern, dense_fraction: float,
-               axes: Sequence[str], temperature: float, order: str,
-               effective: bool) -> list[Tensor]:
+               axes: Sequence[str], temperature: float, order: str, effective: bool,
+               fade: bool = False) -> list[Tensor]:
     """:func:`.masks.soft_mask` of each of ``weights``, times it if ``effective``."""
     return _each(weights, pattern, lambda chunk: chunk.soft(dense_fraction, axes, temperature,
-                                                            order, effective))
+                                                            order, effective, fade))
+
+
+def faded(keep: Tensor, fraction: float, dtype: torch.dtype) -> Tensor:
+    """A bool keep mask with 1 for True, and ``fraction`` in [0, 1] for False."""
+    return keep.to(dtype).clamp_(min=fraction)
 
 
 @torch.no_grad()
@@ -193,11 +198,13 @@ class _Chunk:
         return _Ranked(norms, descending=order == 'largest').keys.view(len(self.weight), -1)
 
     def soft(self, fraction: float, axes: Sequence[str], temperature: float, order: str,
-             effective: bool) -> Tensor:
+             effective: bool, fade: bool) -> Tensor:
         """Soft masks, or effective weights, ``(S, I, *K)``."""
         if self.pattern.is_dense:
             return self.weight if effective else torch.ones_like(self.weight)
-        keep = self.keep(fraction, order)
+        keep = self.keep(0. if fade else fraction, order)
+        if fade:
+            keep = faded(keep, fraction, self.magnitude.dtype)
         total = None
         if 'filter' in axes:
             keys = self.ranked.keys.flatten(1)

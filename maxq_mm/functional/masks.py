@@ -135,46 +135,52 @@ def _query(rows: Tensor, pattern: Pattern, temperature: float) -> Tensor:
 @torch.no_grad()
 def soft_mask(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.,
               axes: Sequence[str] = AXES, temperature: float = TEMPERATURE,
-              order: str = 'smallest') -> Tensor:
+              order: str = 'smallest', fade: bool = False) -> Tensor:
     """Keep mask times (1 + sum of queries): like ``weight`` ``(O, I, *K)``, 0 or in [1, 3).
 
     ``axes`` names the queries: ``'filter'`` ranks a weight within its filter, ``'kernel'`` within
     its kernel position (only where there is more than one). N = M gives ones. MaxQ section 3.3.
+    With ``fade``, no block is dense, and the keep mask of pruned weights is ``dense_fraction``
+    instead of 0 (arXiv 2402.04744).
 
     Raises:
         InputError: as :func:`keep_mask`; unknown axes; a temperature that is not positive.
     """
-    return _checked(weight, pattern, dense_fraction, axes, temperature, order, effective=False)
+    return _checked(weight, pattern, dense_fraction, axes, temperature, order,
+                    effective=False, fade=fade)
 
 
 @torch.no_grad()
 def effective_weight(weight: Tensor, pattern: str | Pattern, dense_fraction: float = 0.,
                      axes: Sequence[str] = AXES, temperature: float = TEMPERATURE,
-                     order: str = 'smallest') -> Tensor:
+                     order: str = 'smallest', fade: bool = False) -> Tensor:
     """``weight`` times its :func:`soft_mask`, without gradient; the arguments are those."""
-    return _checked(weight, pattern, dense_fraction, axes, temperature, order, effective=True)
+    return _checked(weight, pattern, dense_fraction, axes, temperature, order,
+                    effective=True, fade=fade)
 
 
 def _checked(weight: Tensor, pattern: str | Pattern, dense_fraction: float, axes: Sequence[str],
-             temperature: float, order: str, effective: bool) -> Tensor:
+             temperature: float, order: str, effective: bool, fade: bool) -> Tensor:
     pattern = Pattern.parse(pattern)
     check_blocks(weight.shape, pattern.m)
     _check_fraction(dense_fraction)
     return mask_weight(weight, pattern, dense_fraction, check_axes(axes),
-                       check_temperature(temperature), check_order(order), effective)
+                       check_temperature(temperature), check_order(order), effective, fade)
 
 
 def mask_weight(weight: Tensor, pattern: Pattern, dense_fraction: float, axes: tuple[str, ...],
-                temperature: float, order: str, effective: bool = True) -> Tensor:
+                temperature: float, order: str, effective: bool = True,
+                fade: bool = False) -> Tensor:
     """Soft mask, times ``weight`` if ``effective``; for layers, whose settings are checked once."""
     if weight.device.type != 'cpu':
         return batched.soft_masks([weight], pattern, dense_fraction, axes, temperature, order,
-                                  effective)[0]
+                                  effective, fade)[0]
     if native.serves(weight, pattern, order):
-        count = dense_count(dense_fraction, weight.numel() // pattern.m)
-        return laid_out_like(weight, native.soft_mask(weight, pattern, count, axes, temperature,
-                                                       order, effective))
-    keep = _keep(weight, pattern, dense_fraction, order)
+        return laid_out_like(weight, native.soft_mask(weight, pattern, dense_fraction, axes,
+                                                       temperature, order, effective, fade))
+    keep = _keep(weight, pattern, 0. if fade else dense_fraction, order)
+    if fade:
+        keep = batched.faded(keep, dense_fraction, weight.dtype)
     mask = torch.ones_like(weight, memory_format=torch.contiguous_format)
     if not pattern.is_dense:
         magnitude = weight.abs()

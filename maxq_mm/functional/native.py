@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..utils import compiler
 from .pattern import Pattern
+from .ramp import dense_count
 
 SOURCE = Path(__file__).parent / 'csrc' / 'soft_mask.cpp'
 # What SOURCE takes: see kMaxM there.
@@ -72,12 +73,20 @@ def _flags() -> list[str]:
             f'-DCPU_CAPABILITY={name}', f'-DCPU_CAPABILITY_{name}', *_VECTORS.get(name, ())]
 
 
-def soft_mask(weight: Tensor, pattern: Pattern, dense_count: int, axes: tuple[str, ...],
-              temperature: float, order: str, effective: bool) -> Tensor:
+def soft_mask(weight: Tensor, pattern: Pattern, dense_fraction: float, axes: tuple[str, ...],
+              temperature: float, order: str, effective: bool, fade: bool) -> Tensor:
     """Soft mask of :func:`maxq_mm.soft_mask`, times the weight if ``effective``."""
-    return torch.ops.maxq_mm.soft_mask(
-        weight.detach().contiguous(), pattern.n, pattern.m, dense_count, order == 'largest',
-        'filter' in axes, 'kernel' in axes, temperature, effective)
+    weight = weight.detach().contiguous()
+
+    def with_dense(fraction: float) -> Tensor:
+        return torch.ops.maxq_mm.soft_mask(
+            weight, pattern.n, pattern.m, dense_count(fraction, weight.numel() // pattern.m),
+            order == 'largest', 'filter' in axes, 'kernel' in axes, temperature, effective)
+
+    if not fade or dense_fraction == 0:
+        return with_dense(0. if fade else dense_fraction)
+    kept = with_dense(0.)
+    return torch.where(kept == 0, with_dense(1.).mul_(dense_fraction), kept)
 
 
 def add_decay_(grad: Tensor, weight: Tensor, effective: Tensor, decay: float) -> None:

@@ -1,7 +1,8 @@
 """The gradual schedule: the share of blocks that are still dense, over training.
 
 Source: MaxQ (arXiv 2312.07061), section 3.4; the curves are those of its reference
-implementation. Deviations: an empty ramp is no ramp, and every curve is clamped to [0, 1].
+implementation. Deviations: an empty ramp is no ramp, and every curve is clamped to [0, 1]. Fading
+as in progressive gradient flow (arXiv 2402.04744), whose gradient fades, too; here it does not.
 """
 
 import math
@@ -58,6 +59,9 @@ def dense_count(fraction: float, blocks: int) -> int:
 class Ramp:
     """The settings of one ramp; ``by_epoch`` tells the unit of ``begin`` and ``end``.
 
+    ``fade``: all blocks are N:M from ``begin`` on, and their pruned weights count by the dense
+    fraction, which falls to 0, in place of a share of blocks that is dense.
+
     Raises:
         InputError: as :func:`dense_fraction`, or a bound that is no number.
     """
@@ -66,14 +70,16 @@ class Ramp:
     begin: float = 0
     end: float = 0
     by_epoch: bool = True
+    fade: bool = False
 
     def __post_init__(self) -> None:
         for name in ('begin', 'end'):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InputError(f'ramp {name} must be a number, got {value!r}')
-        if not isinstance(self.by_epoch, bool):
-            raise InputError(f'ramp by_epoch must be True or False, got {self.by_epoch!r}')
+        for name in ('by_epoch', 'fade'):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f'ramp {name} must be True or False, got {getattr(self, name)!r}')
         self(self.begin)
 
     def __call__(self, step: float) -> float:

@@ -84,7 +84,8 @@ class MaxQLayer(nn.Module):
 
     @property
     def dense_fraction(self) -> float:
-        """Share of blocks, in [0, 1], that are not N:M yet."""
+        """Share of blocks, in [0, 1], that are not N:M yet; if they fade, what pruned weights
+        are multiplied by."""
         return self.maxq.dense_fraction
 
     @dense_fraction.setter
@@ -101,8 +102,8 @@ class MaxQLayer(nn.Module):
 
     @property
     def zeros(self) -> int:
-        """How many weights the mask prunes at the present dense fraction."""
-        if not self.is_sparse:
+        """How many weights the mask makes zero at the present dense fraction."""
+        if not self.is_sparse or self.maxq.fade and self.dense_fraction:
             return 0
         n, m = self.settings.pattern
         blocks = self.weight.numel() // m
@@ -120,7 +121,7 @@ class MaxQLayer(nn.Module):
                 self.refresh()
             return laid_out_like(weight, weight.detach() * self.maxq.keep.to(weight.device))
         return mask_weight(weight, settings.pattern, self.dense_fraction, settings.axes,
-                           settings.temperature, settings.order)
+                           settings.temperature, settings.order, fade=self.maxq.fade)
 
     @property
     def effective(self) -> Tensor:

@@ -21,19 +21,22 @@ def refresh(layers: Iterable['MaxQLayer']) -> None:
         if not layer.is_sparse or layer.settings.fixed or layer.weight.device.type == 'cpu':
             layer.refresh()
         else:
-            together.setdefault((layer.settings, layer.dense_fraction), []).append(layer)
-    for (settings, fraction), members in together.items():
+            ramp = layer.dense_fraction, layer.maxq.fade
+            together.setdefault((layer.settings, *ramp), []).append(layer)
+    for (settings, *ramp), members in together.items():
         for chunk in chunks([layer.weight for layer in members], settings.pattern.m):
-            _refresh_chunk([members[index] for index in chunk], settings, fraction)
+            _refresh_chunk([members[index] for index in chunk], settings, *ramp)
 
 
-def _refresh_chunk(layers: list['MaxQLayer'], settings, fraction: float) -> None:
+def _refresh_chunk(layers: list['MaxQLayer'], settings, fraction: float,
+                   fade: bool) -> None:
     for layer in layers:
         layer.maxq.effective = None  # never two copies at once
     # Outside inference mode, so that training can use the result, too.
     with torch.inference_mode(False):
         effective = soft_masks([layer.weight for layer in layers], settings.pattern, fraction,
-                               settings.axes, settings.temperature, settings.order, effective=True)
+                               settings.axes, settings.temperature, settings.order,
+                               effective=True, fade=fade)
     for layer, weight in zip(layers, effective, strict=True):
         layer.keep_effective(weight)
 

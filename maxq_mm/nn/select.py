@@ -9,6 +9,7 @@ from torch import nn
 from ..functional.pattern import Pattern
 from ..utils.errors import InputError
 from .layers import MaxQLayer, shape_reason
+from .predictors import predicting_layers
 from .settings import SparsitySettings
 from .stand_ins import sparse_type
 
@@ -16,6 +17,8 @@ from .stand_ins import sparse_type
 _READERS = {
     ('torch.nn.modules.transformer', 'TransformerEncoderLayer'): ('linear1', 'linear2'),
     ('mmdet.models.dense_heads.tood_head', 'TaskDecomposition'): ('reduction_conv.conv', )}
+
+_PREDICTS = 'predicts, and is not named'
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,17 @@ def _read_directly(model: nn.Module) -> dict[nn.Module, str]:
     return found
 
 
+def _named(name: str, predictor: str, settings: SparsitySettings) -> bool:
+    """Whether the user means this layer by its name, or by that of the ``predictor`` it ends.
+
+    By ``include`` or by an override that matches into it, not by those of what it is in.
+    """
+    if any(_within(prefix, (predictor, )) for prefix in settings.include):
+        return True
+    match = settings.override_of(name)
+    return match is not None and match.end() > predictor.rfind('.') + 1
+
+
 def _reason(module: nn.Module, name: str, pattern: Pattern | None,
             settings: SparsitySettings) -> str | None:
     """Why a layer stays dense; None if it becomes sparse."""
@@ -75,7 +89,8 @@ def select(model: nn.Module, settings: SparsitySettings) -> Selection:
     """Choose the layers that become sparse; :class:`SparsitySettings` says how.
 
     Layers that were built as MaxQ layers (``conv_cfg``) keep their own pattern unless an override
-    names them. Every module with a weight matrix or kernel is in one of the two results.
+    names them, also where they predict. Every module with a weight matrix or kernel is in one of
+    the two results.
 
     Raises:
         InputError: an ``include``, ``exclude`` or ``overrides`` key that matches no layer (the
@@ -84,7 +99,7 @@ def select(model: nn.Module, settings: SparsitySettings) -> Selection:
     layers = {name: module for name, module in model.named_modules()
               if any(p.ndim >= 2 for p in module.parameters(recurse=False))}
     _check_names(layers, settings)
-    read_directly = _read_directly(model)
+    read_directly, predicting = _read_directly(model), predicting_layers(model)
     sparse, skipped = {}, {}
     for name, module in layers.items():
         built = isinstance(module, MaxQLayer) and module.maxq.built
@@ -93,6 +108,9 @@ def select(model: nn.Module, settings: SparsitySettings) -> Selection:
         reason = _reason(module, name, wanted, settings)
         if reason is None and module in read_directly:
             reason = f'its {read_directly[module]} reads the weight without calling the layer'
+        if reason is None and module in predicting and not (
+                built or settings.predictors or _named(name, predicting[module], settings)):
+            reason = _PREDICTS
         if reason is None:
             sparse[name] = wanted
         else:

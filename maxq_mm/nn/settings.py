@@ -56,8 +56,10 @@ class SparsitySettings(MaskSettings):
 
     ``include`` and ``exclude`` are prefixes of module names (an empty ``include`` is the whole
     model); ``overrides`` maps regexes, searched in the module name, to a pattern or to None for
-    dense; the first that matches counts. ``ramp``: ``dict(type, begin, end, by_epoch)`` of
-    :func:`maxq_mm.dense_fraction`. ``decay``: lambda of SR-STE (arXiv 2102.04010, equation 8).
+    dense; the first that matches counts. Layers that predict (:mod:`.predictors`) stay dense
+    unless ``include`` or an override names them, or ``predictors`` is True. ``ramp``:
+    ``dict(type, begin, end, by_epoch)`` of :func:`maxq_mm.dense_fraction`. ``decay``: lambda of
+    SR-STE (arXiv 2102.04010, equation 8).
 
     Raises:
         InputError: a bad value, named.
@@ -68,6 +70,7 @@ class SparsitySettings(MaskSettings):
     overrides: Mapping[str, str | None] | None = None
     ramp: dict | Ramp | None = None
     decay: float = DECAY
+    predictors: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +80,8 @@ class SparsitySettings(MaskSettings):
         if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not (
                 0 <= self.decay < math.inf):
             raise InputError(f'decay must be a number >= 0, got {self.decay!r}')
+        if not isinstance(self.predictors, bool):
+            raise InputError(f'predictors must be True or False, got {self.predictors!r}')
         if self.fixed and self.ramp.begin != self.ramp.end:
             raise InputError('fixed=True takes no ramp (the mask is chosen once), got '
                              f'{self.ramp}')
@@ -99,6 +104,10 @@ class SparsitySettings(MaskSettings):
         """What the overrides say of the layer ``name``, or ``default``; None for dense."""
         return next((pattern for regex, pattern in self.overrides if regex.search(name)), default)
 
+    def override_of(self, name: str) -> re.Match | None:
+        """Where in ``name`` the override matches that counts; None without one."""
+        return next((match for regex, _ in self.overrides if (match := regex.search(name))), None)
+
     def mask(self, pattern: Pattern) -> MaskSettings:
         """The settings of one layer's mask."""
         return MaskSettings(pattern, self.axes, self.temperature, self.order, self.fixed)
@@ -108,7 +117,8 @@ class SparsitySettings(MaskSettings):
         overrides = {regex.pattern: None if pattern is None else str(pattern)
                      for regex, pattern in self.overrides}
         return {**super().as_dict(), 'include': list(self.include), 'exclude': list(self.exclude),
-                'overrides': overrides, 'ramp': asdict(self.ramp), 'decay': float(self.decay)}
+                'overrides': overrides, 'ramp': asdict(self.ramp), 'decay': float(self.decay),
+                'predictors': self.predictors}
 
 
 def _names(argument: str, value: Sequence[str]) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class SparsityHandle:
         self.skipped = selection.skipped
         self._optimizer_hooks: list[RemovableHandle] = []
         for layer in sparse:
-            layer.maxq.owner = ref(self)
+            layer.maxq.owner, layer.maxq.fade = ref(self), settings.ramp.fade
         self.set_progress(0)
 
     @property
@@ -75,12 +75,13 @@ class SparsityHandle:
 
     @property
     def dense_fraction(self) -> float:
-        """Share of blocks, in [0, 1], that the ramp leaves dense at present."""
+        """Share of blocks, in [0, 1], that the ramp leaves dense at present; of a ramp that
+        fades, what pruned weights are multiplied by."""
         return next(iter(self._steered().values())).dense_fraction
 
     @property
     def sparsity(self) -> float:
-        """Share of the sparse layers' weights, in [0, 1], that the masks prune at present."""
+        """Share of the sparse layers' weights, in [0, 1], that the masks make zero at present."""
         layers = self._steered().values()
         return sum(layer.zeros for layer in layers) / sum(layer.weight.numel() for layer in layers)
 
@@ -183,20 +184,21 @@ def sparsify(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = 
              exclude: Sequence[str] = (), overrides: Mapping | None = None,
              ramp: dict | Ramp | None = None, axes: Sequence[str] = AXES,
              temperature: float = TEMPERATURE, decay: float = DECAY, order: str = ORDER,
-             fixed: bool = False) -> SparsityHandle:
+             fixed: bool = False, predictors: bool = False) -> SparsityHandle:
     """Make the chosen layers of ``model`` N:M sparse, in place (MaxQ, arXiv 2312.07061).
 
     Parameters keep their identity, values and names; from now on the forward pass uses the
     effective weights. See :class:`.settings.SparsitySettings` for ``include``, ``exclude``,
-    ``overrides``, ``ramp``, ``decay`` and ``fixed``, and :func:`maxq_mm.soft_mask` for ``axes``,
-    ``temperature`` and ``order``. Layers built as MaxQ layers keep their settings. A second call
-    makes the layers that it chooses sparse anew; the first handle keeps the others.
+    ``overrides``, ``ramp``, ``decay``, ``fixed`` and ``predictors``, and
+    :func:`maxq_mm.soft_mask` for ``axes``, ``temperature`` and ``order``. Layers built as MaxQ
+    layers keep their settings. A second call makes the layers that it chooses sparse anew; the
+    first handle keeps the others.
 
     Raises:
         InputError: a bad argument, named with its value; no layer that can be sparse.
     """
     settings = SparsitySettings(pattern, axes, temperature, order, fixed, include, exclude,
-                                overrides, ramp, decay)
+                                overrides, ramp, decay, predictors)
     handle = make_sparse(model, select(model, settings), settings)
     for concern in concerns(handle.active):
         warnings.warn(f'sparsify: {concern}', stacklevel=2)

@@ -21,6 +21,7 @@ class LayerState:
         dense_reason: why the layer acts as a dense one; None if it is sparse.
         built: constructed as a MaxQ layer (``conv_cfg``), with settings of its own.
         dense_fraction: share of blocks, in [0, 1], that are not N:M yet.
+        fade: pruned weights are multiplied by it instead, and all blocks are N:M.
         as_stored: ``weight`` holds effective values (:mod:`.stored`), until it is trained.
         keep: the fixed keep mask, once it is chosen.
         effective: the effective weight, like ``weight``; None until it is needed.
@@ -35,6 +36,7 @@ class LayerState:
     dense_reason: str | None
     built: bool = False
     dense_fraction: float = 0.
+    fade: bool = False
     as_stored: bool = False
     keep: Tensor | None = None
     effective: Tensor | None = None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..functional.pattern import Pattern
 from ..nn.layers import MaxQLayer
+from ..nn.predictors import predicting_layers
 from ..utils.errors import InputError
 from . import kernels
 from .calibrate import calibrate
@@ -140,7 +141,8 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
     search = Search(model, args, set(layers.values() if int8 else patterns))
     if int8:
         calibrate(model, search.parts, args, calibration)
-    names = {module.weight: name for name, module in layers.items()}
+    predicting = [module.weight for module in predicting_layers(model)
+                  if module in {*layers.values()}]
     by_weight = {module.weight: pattern for module, pattern in patterns.items()}
     choices: dict[Tensor, list[Choice]] = defaultdict(list)
     kept: dict[Tensor, str] = {}
@@ -148,7 +150,7 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
     rounding = []
     for part in search.parts:
         found = layers_of(part.trace)
-        reasons = stay_float(part, args, names) if int8 else {}
+        reasons = stay_float(part, args, predicting) if int8 else {}
         compiled, chosen = choose(part.trace, part.tensors,
                                   {layer: by_weight[layer.source] for layer in found
                                    if layer.source in by_weight},

@@ -1,23 +1,22 @@
 """Which layers of a traced part may be int8, and why the others stay float32."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from torch import Tensor
 
-from ..functional.calibration import DENSE_PREDICTORS, PREDICTORS, is_named
 from .fuse import Layer, layers_of
 from .partition import fits, tensors
 from .parts import Part
 from .trace import flatten
 
 
-def stay_float(part: Part, args: tuple, names: Mapping[Tensor, str]) -> dict[Layer, str]:
+def stay_float(part: Part, args: tuple, predicting: Collection[Tensor]) -> dict[Layer, str]:
     """The layers of a calibrated part that stay float32, with the reason.
 
-    ``args`` are the model's arguments, ``names`` those of the modules by their weights.
+    ``args`` are the model's arguments, ``predicting`` the weights of the layers that predict.
     """
     reasons = {layer: 'predicts' for layer in layers_of(part.trace)
-               if is_named(names.get(layer.source, ''), (*PREDICTORS, *DENSE_PREDICTORS))}
+               if any(layer.source is weight for weight in predicting)}
     given = iter(flatten(part.calls[0].args, part.calls[0].kwargs)[0])
     images = set()  # values with no layer between them and an argument of the model
     for node in part.trace.graph.nodes:

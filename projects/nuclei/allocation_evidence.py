@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import torch
-from allocations import PREDICTORS, Patterns, by_erk, by_magnitude, share, uniform
+from allocations import Patterns, by_erk, by_magnitude, share, uniform
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from torch import nn
@@ -89,7 +89,7 @@ class Study:
                          'macs', self.candidates, self.costs, predicted['predicted_masked'],
                          budget).patterns,
                      'uniform': uniform(self.candidates, pattern),
-                     'uniform, predictors dense': uniform(self.candidates, pattern, PREDICTORS),
+                     'uniform, predictors dense': uniform(self.candidates, pattern, False),
                      'magnitude': by_magnitude(self.model, self.candidates, self.costs, budget),
                      'ERK': by_erk(self.model, self.candidates, self.costs, budget)}
             found[label] = {name: dict(

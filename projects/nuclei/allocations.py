@@ -10,18 +10,17 @@ from torch import nn
 from maxq_mm.allocation.plan import make_plan
 from maxq_mm.functional.masks import keep_mask
 from maxq_mm.functional.pattern import Pattern
+from maxq_mm.nn.predictors import PREDICTORS
 
-# Last layers of the heads: what comes out of them are the predictions themselves.
-PREDICTORS = ('rpn_head.rpn_cls', 'rpn_head.rpn_reg', 'roi_head.bbox_head.fc_cls',
-              'roi_head.bbox_head.fc_reg', 'roi_head.mask_head.conv_logits')
 Candidates = Mapping[str, Sequence[Pattern]]
 Costs = Mapping[str, Sequence[int]]
 Patterns = dict[str, str | None]
 
 
-def uniform(candidates: Candidates, pattern: str, dense: Sequence[str] = ()) -> Patterns:
-    """One pattern for all layers but those in ``dense``."""
-    return {name: None if name in dense else pattern for name in candidates}
+def uniform(candidates: Candidates, pattern: str, predictors: bool = True) -> Patterns:
+    """One pattern for all layers, or for all but those that predict."""
+    return {name: pattern if predictors or name.rsplit('.', 1)[-1] not in PREDICTORS else None
+            for name in candidates}
 
 
 def by_magnitude(model: nn.Module, candidates: Candidates, costs: Costs,

@@ -29,7 +29,7 @@ def test_the_set_is_complete():
     expected = {f'{method}_{detector}_rcnn_r50{pattern}'
                 for detector in ('faster', 'mask')
                 for method, pattern in [('maxq', p) for p in ('', '_1x4', '_2x8', '_1x16')]
-                + [(m, '') for m in ('dense', 'asp', 'srste', 'ste')]}
+                + [(m, '') for m in ('dense', 'asp', 'fade', 'srste', 'ste')]}
     assert set(COCO) == expected
 
 
@@ -65,6 +65,8 @@ def test_methods_differ_in_the_hook_alone(name):
         expected.update(axes=(), ramp=None)
     if method in ('ste', 'asp'):
         expected.update(decay=0.)
+    if method == 'fade':
+        expected['ramp'] = dict(type='linear', begin=0, end=7, by_epoch=True, fade=True)
     if method == 'asp':
         expected.update(fixed=True)
         assert cfg.load_from.startswith('work_dirs/dense_')

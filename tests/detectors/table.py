@@ -43,7 +43,7 @@ def row(name: str, handle: SparsityHandle) -> str:
 
 
 def table() -> str:
-    return '\n'.join([HEADER, *(row(name, sparsify(build(detector), PATTERN))
+    return '\n'.join([HEADER, *(row(name, sparsify(build(detector), PATTERN, predictors=True))
                                 for name, detector in DETECTORS.items())])
 
 

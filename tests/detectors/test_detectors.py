@@ -5,19 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.models.dense_heads import RetinaHead, SSDHead
 from mmdet.testing._utils import demo_mm_inputs
 from mmengine.logging import MessageHub
 from torch import nn
 
 from maxq_mm import fold, satisfies, sparsify
+from maxq_mm.nn.select import select
+from maxq_mm.nn.settings import SparsitySettings
 from maxq_mm.nn.stand_ins import sparse_type
 
 from ..nested import flat_tensors
+from .last_layers import last_layers
 from .table import HEADER, row
 from .zoo import DETECTORS, PATTERN, build
 
 PAGE = Path(__file__).parents[2] / 'docs/detectors.md'
 OUTDATED = 'docs/detectors.md is outdated: put there what `python -m tests.detectors.table` prints'
+
+# Last layers that give features for what others predict.
+FEATURES = {'SOLOv2': {'mask_head.mask_feature_head.conv_pred.conv'},
+            'Mask2Former': {'panoptic_head.pixel_decoder.mask_feature'}}
 
 
 def documented() -> list[str]:
@@ -57,7 +65,10 @@ def test_train_and_fold(name):
     detector = DETECTORS[name]
     model = build(detector)
     model.init_weights()
-    handle = sparsify(model, PATTERN)
+    by_default = select(model, SparsitySettings(PATTERN))
+    handle = sparsify(model, PATTERN, predictors=True)
+    predicting = handle.layers.keys() - by_default.sparse.keys()
+    assert all(by_default.skipped[layer] == 'predicts, and is not named' for layer in predicting)
     assert row(name, handle) in documented(), OUTDATED
     for layer, reason in handle.skipped.items():
         check_reason(model.get_submodule(layer), reason)
@@ -87,8 +98,11 @@ def test_train_and_fold(name):
 
     handle.refresh()
     model.eval()
+    sparse = flat_tensors(model(**data, mode='tensor'))
+    last = last_layers(sparse, handle.layers)
+    assert last & predicting
+    assert last - predicting == FEATURES.get(name, set())
     with torch.no_grad():
-        sparse = flat_tensors(model(**data, mode='tensor'))
         fold(model)
         folded = flat_tensors(model(**data, mode='tensor'))
     assert len(sparse) > 0
@@ -96,3 +110,16 @@ def test_train_and_fold(name):
         largest = a.abs().max().item() if a.numel() else 0.
         assert torch.allclose(a, b, rtol=0, atol=1e-5 * max(1., largest))
     assert all(satisfies(model.get_submodule(layer).weight, PATTERN) for layer in handle.layers)
+
+
+def test_names_of_towers_that_predict_in_one_head_alone():
+    ssd = SSDHead(3, in_channels=(16, 32, 16), anchor_generator=dict(
+        type='SSDAnchorGenerator', scale_major=False, input_size=300, basesize_ratio_range=(.2, .9),
+        strides=[8, 16, 32], ratios=[[2], [2], [2]]))
+    retina = RetinaHead(3, 16, feat_channels=16, stacked_convs=1)
+    heads = nn.ModuleDict(dict(ssd=ssd, retina=retina))
+    skipped = [name for name, reason in select(heads, SparsitySettings('2:4')).skipped.items()
+               if 'predicts' in reason]
+    assert skipped == [
+        *(f'ssd.{kind}_convs.{level}.0' for kind in ('cls', 'reg') for level in range(3)),
+        'retina.retina_cls', 'retina.retina_reg']

@@ -81,6 +81,8 @@ def variants():
         'ema': (dict(), dict(ema=True)),
         'srste': (dict(axes=(), ramp=None), {}),
         'asp': (dict(axes=(), ramp=None, decay=0., fixed=True), {}),
+        'fading': (dict(ramp=dict(RAMP, fade=True)), {}),
+        'fading, ema': (dict(ramp=dict(RAMP, fade=True)), dict(ema=True)),
         'random order': (dict(order='random'), {}),
         'iteration-based loop': (dict(ramp=ramp_by_iter), dict(
             loop=by_iter,

@@ -32,6 +32,7 @@ def warnings_of(runner) -> list[str]:
     (dict(pattern='1:4'), ['pattern 2:4 -> 1:4']),
     (dict(include=('backbone.0', )), ["include ['backbone'] -> ['backbone.0']"]),
     (dict(order='largest'), ['order smallest -> largest']),
+    (dict(ramp={**HOOK['ramp'], 'fade': True}), ["'fade': False", "'fade': True"]),
     (dict(ramp=None, axes=()), ["axes ['filter', 'kernel'] -> []", "'end': 1,", "'end': 0,"]),
     (dict(ramp=None, fixed=True), ['fixed False -> True', 'ramp ']),
     (dict(overrides={'backbone.3': '1:8'}), ["overrides {} -> {'backbone.3': '1:8'}"]),
@@ -44,6 +45,18 @@ def test_resume_with_other_settings_is_said(trained, tmp_path, change, named):
     assert len(said) == bool(change)
     assert all(text in said[0] for text in named), said
     assert not change or all(f'{name} ' in said[0] for name in change)
+
+
+def test_resume_of_a_checkpoint_older_than_a_setting(trained, tmp_path):
+    checkpoint = load_file(trained / 'epoch_1.pth')
+    settings, = checkpoint['maxq']['settings']
+    del settings['predictors'], settings['ramp']['fade']
+    torch.save(checkpoint, tmp_path / 'old.pth')
+    for change, expected in ((dict(predictors=True), []), (dict(), [
+            'MaxQ: resumed with other settings: predictors True -> False'])):
+        runner = make_runner(tmp_path / 'work', [{**HOOK, **change}], epochs=2, resume=True,
+                             load_from=str(tmp_path / 'old.pth'))
+        assert warnings_of(runner) == expected
 
 
 def test_resume_with_another_number_of_hooks_is_said(trained, tmp_path):

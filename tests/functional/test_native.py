@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from maxq_mm import soft_mask
-from maxq_mm.functional import native
+from maxq_mm.functional import batched, native
 from maxq_mm.functional.decay import add_decay_
-from maxq_mm.functional.masks import effective_weight
+from maxq_mm.functional.masks import AXES, effective_weight
+from maxq_mm.functional.pattern import Pattern
 
 from ..conftest import ROOT
 from ..reference import reference_keep_mask, reference_soft_mask
@@ -73,6 +74,33 @@ def test_any_weight(seed, path):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(40):
         check(generator, seed)
+
+
+def test_pruned_weights_that_fade(path):
+    weight = torch.tensor([[4., -3, 2, 1, -5, 6, 7, 8]])
+    mask = soft_mask(weight, '2:4', 0.25, axes=(), fade=True)
+    assert mask.tolist() == [[1, 1, 0.25, 0.25, 0.25, 0.25, 1, 1]]
+    effective = effective_weight(weight, '2:4', 0.25, axes=(), fade=True)
+    assert effective.tolist() == [[4, -3, 0.5, 0.25, -1.25, 1.5, 7, 8]]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('fraction', [0., 1e-3, 0.37, 1.])
+def test_fading_of_any_weight(kind, fraction, path):
+    """All as if dense, the pruned ones times the fraction; its ends are those of other ramps."""
+    weight = draw(torch.Generator().manual_seed(0), (24, 32, 3, 3), kind)
+    keep = reference_keep_mask(weight, 1, 8)
+    expected = reference_soft_mask(weight, 1, 8, 1.) * torch.where(keep, 1., fraction)
+    mask = soft_mask(weight, '1:8', fraction, fade=True)
+    effective = effective_weight(weight, '1:8', fraction, fade=True)
+    together, = batched.soft_masks([weight], Pattern(1, 8), fraction, AXES, 1e-2, 'smallest',
+                                   False, fade=True)
+    assert torch.allclose(mask, expected, rtol=0, atol=1e-6)
+    assert torch.allclose(together, expected, rtol=0, atol=1e-6)
+    assert torch.allclose(effective, expected * weight, rtol=1e-5, atol=1e-38)
+    if fraction in (0., 1.):
+        assert torch.equal(mask, soft_mask(weight, '1:8', fraction))
+        assert torch.equal(effective, effective_weight(weight, '1:8', fraction))
 
 
 @pytest.mark.parametrize('kind', KINDS)

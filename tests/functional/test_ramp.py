@@ -50,7 +50,8 @@ def test_bad_arguments(arguments, named):
 @pytest.mark.parametrize(('value', 'named'), [
     (dict(type='step'), 'step'), (dict(start=0), 'start'), (dict(begin='0'), "begin.*'0'"),
     (dict(end=None), 'end.*None'), (dict(begin=3, end=2), 'begin=3'), (3, 'got 3'),
-    (dict(by_epoch=1), 'by_epoch'), (dict(type=['linear']), 'linear'),
+    (dict(by_epoch=1), 'by_epoch'),
+    (dict(fade=0.5), 'fade.*0.5'), (dict(type=['linear']), 'linear'),
 ])
 def test_bad_config(value, named):
     with pytest.raises(ValueError, match=named):

@@ -18,12 +18,13 @@ def network() -> nn.Sequential:
                          nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 8))
 
 
-@pytest.mark.parametrize('order', ['smallest', 'random'])
-@pytest.mark.parametrize('fixed', [False, True])
-def test_training_never_waits_for_the_device(order, fixed):
+@pytest.mark.parametrize(('order', 'fixed', 'fade'), [
+    ('smallest', False, False), ('random', False, False), ('smallest', True, False),
+    ('smallest', False, True)])
+def test_training_never_waits_for_the_device(order, fixed, fade):
     """Forward, activation checkpointing, backward, decay, step, ramp and what is stored."""
     model = network().to(DEVICE)
-    ramp = None if fixed else dict(type='linear', begin=0, end=4)
+    ramp = None if fixed else dict(type='linear', begin=0, end=4, fade=fade)
     handle = sparsify(model, '2:4', ramp=ramp, order=order, fixed=fixed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     handle.attach(optimizer)

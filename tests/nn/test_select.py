@@ -89,6 +89,53 @@ def test_bad_arguments(arguments, named):
     assert all(text in str(error.value) for text in named), error.value
 
 
+def detector() -> nn.Module:
+    def mlp() -> nn.Module:
+        return nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4), nn.ReLU())
+
+    return nn.ModuleDict(dict(
+        neck=nn.Conv2d(16, 32, 1),
+        rpn=nn.ModuleDict(dict(rpn_conv=nn.Conv2d(32, 32, 3), rpn_cls=nn.Conv2d(32, 4, 1))),
+        head=nn.ModuleDict(dict(
+            fc=nn.Linear(32, 32), fc_cls=nn.Linear(32, 4), reg_branches=nn.ModuleList(
+                [mlp(), mlp()])))))
+
+
+PREDICTING = ['rpn.rpn_cls', 'head.fc_cls', 'head.reg_branches.0.2', 'head.reg_branches.1.2']
+
+
+@pytest.mark.parametrize(('settings', 'sparse'), [
+    (dict(), []),
+    (dict(include=('rpn', 'head')), []),
+    (dict(include=('neck', 'rpn.rpn_cls')), ['rpn.rpn_cls']),
+    (dict(include=('neck', 'head.reg_branches')), PREDICTING[2:]),
+    (dict(include=('neck', 'head.reg_branches.1.2')), PREDICTING[3:]),
+    (dict(overrides={'head': '1:4'}), []),
+    (dict(overrides={r'head\.': '1:4'}), []),
+    (dict(overrides={'fc': '1:4'}), ['head.fc_cls']),
+    (dict(overrides={'fc': None}), []),
+    (dict(overrides={'head': '1:4', 'fc_cls': '1:8'}), []),  # the first that matches counts
+    (dict(overrides={'.*': '1:4'}), PREDICTING),
+    (dict(predictors=True), PREDICTING),
+    (dict(predictors=True, exclude=('head.fc_cls', )), [PREDICTING[0], *PREDICTING[2:]]),
+])
+def test_layers_that_predict_stay_dense_unless_named(settings, sparse):
+    selection = select(detector(), '2:4', **settings)
+    assert [name for name in PREDICTING if name in selection.sparse] == sparse
+    reasons = {selection.skipped[name] for name in PREDICTING if name not in sparse}
+    assert reasons <= {'predicts, and is not named', 'not in include', 'in exclude',
+                       'dense by overrides'}
+    assert sparse or 'predicts, and is not named' in reasons
+    assert len(selection.sparse) > len(sparse)  # the layers before them
+
+
+def test_a_predicting_layer_that_was_built_sparse_is_meant():
+    from maxq_mm import MaxQLinear
+    model = nn.ModuleDict(dict(fc_cls=MaxQLinear(32, 8, pattern='1:4'), fc_reg=nn.Linear(32, 4),
+                               fc=nn.Linear(32, 8)))
+    assert select(model, '2:4').sparse == {'fc_cls': (1, 4), 'fc': (2, 4)}
+
+
 def test_a_model_without_layers():
     with pytest.raises(ValueError, match='no layers'):
         select(nn.ReLU(), '2:4')

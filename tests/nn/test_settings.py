@@ -29,7 +29,8 @@ def test_everything_is_parsed():
 
 def test_plain_values_give_the_same_settings_again():
     settings = SparsitySettings('1:8', include=('a', ), overrides={'b': '1:4', 'c': None},
-                                ramp=dict(end=2, by_epoch=False), decay=1, order='random')
+                                ramp=dict(end=2, by_epoch=False), decay=1, order='random',
+                                predictors=True)
     assert SparsitySettings(**settings.as_dict()) == settings
 
 
@@ -55,5 +56,5 @@ def test_defaults_are_the_same_everywhere():
     assert settings == SparsitySettings('2:4', include=('backbone', ))
     for function in (sparsify, soft_mask, MaxQConv2d.__init__, MaxQLinear.__init__):
         for name, parameter in inspect.signature(function).parameters.items():
-            if name in ('axes', 'temperature', 'order', 'fixed', 'decay'):
+            if name in ('axes', 'temperature', 'order', 'fixed', 'decay', 'predictors'):
                 assert parameter.default == getattr(settings, name), name

@@ -94,6 +94,42 @@ def test_progress_and_sparsity(model):
     assert all(satisfies(layer.effective, '1:4') for layer in handle.layers.values())
 
 
+def test_pruned_weights_fade_out(model):
+    """They count less and less, learn as before, and decay once they count no more."""
+    handle = sparsify(model, '1:4', ramp=dict(type='linear', begin=2, end=6, fade=True), decay=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    handle.attach(optimizer)
+    for step, factor in ((0, 1.), (2, 1.), (3, 0.75), (5, 0.25), (6, 0.)):
+        handle.set_progress(step)
+        assert handle.dense_fraction == factor
+        assert handle.sparsity == (0. if factor else 0.75)
+        for layer in handle.layers.values():
+            weight = layer.weight.detach().clone()
+            keep = keep_mask(weight, '1:4')
+            as_dense = weight * soft_mask(weight, '1:4', 1.)
+            assert torch.allclose(layer.effective, torch.where(keep, 1., factor) * as_dense)
+            assert satisfies(layer.effective, '1:4') == (factor == 0)
+            layer._weight_for_forward().sum().backward()
+            assert torch.equal(layer.weight.grad, torch.ones_like(weight))
+            optimizer.step()
+            learned = weight - 1
+            assert torch.allclose(layer.weight, learned if factor else torch.where(
+                keep, learned, learned - 0.5 * weight))
+            optimizer.zero_grad()
+            with torch.no_grad():
+                layer.weight.copy_(weight)
+    fold(model)
+    assert all(satisfies(model[place].weight, '1:4') for place in (0, 2, 4))
+
+
+def test_another_ramp_may_end_the_fading(model):
+    sparsify(model, '2:4', ramp=dict(end=4, fade=True))
+    again = sparsify(model, '2:4', ramp=dict(end=4))
+    again.set_progress(2)
+    for layer in again.layers.values():
+        assert torch.equal(layer.effective, layer.weight * soft_mask(layer.weight, '2:4', 0.5))
+
+
 def test_decay_pulls_pruned_weights_only(model):
     handle = sparsify(model, '2:4', include=('0', ), decay=0.1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from maxq_mm.nn.predictors import predicting_layers
 from maxq_mm.runtime import kernels, lower
 from maxq_mm.runtime.calibrate import calibrate
 from maxq_mm.runtime.calls import Call
@@ -39,12 +40,11 @@ def simulation(monkeypatch):
 
 def calibrated(model, x, images=None):
     """The part that a whole model is, and why some of its layers stay float32."""
-    layers = {name: module for name, module in model.named_modules()
-              if isinstance(module, (nn.Conv2d, nn.Linear))}
+    layers = {module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
     with torch.no_grad():
-        part, = Search(model, (x, ), {*layers.values()}).parts
+        part, = Search(model, (x, ), layers).parts
         calibrate(model, [part], (x, ), [x] if images is None else images)
-    return part, stay_float(part, (x, ), {module.weight: name for name, module in layers.items()})
+    return part, stay_float(part, (x, ), [module.weight for module in predicting_layers(model)])
 
 
 def programs(compiled):

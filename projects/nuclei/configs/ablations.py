@@ -2,7 +2,7 @@
 start = 'dense_mask_rcnn_r18.py'
 config = 'maxq_mask_rcnn_r18.py'
 
-everywhere = dict(include=())
+everywhere = dict(include=(), predictors=True)
 plain = dict(everywhere, axes=(), ramp=None)
 
 

@@ -10,14 +10,12 @@ from pathlib import Path
 start = 'dense_mask_rcnn_r18.py'
 config = 'maxq_mask_rcnn_r18.py'
 
-everywhere = dict(include=())
-predictors = ('rpn_head.rpn_cls', 'rpn_head.rpn_reg', 'roi_head.bbox_head.fc_cls',
-              'roi_head.bbox_head.fc_reg', 'roi_head.mask_head.conv_logits')
+everywhere = dict(include=(), predictors=True)
 methods = {
     'dense, lr 1e-3': None,
     'plan': everywhere,
     'uniform': everywhere,
-    'uniform, predictors dense': dict(everywhere, exclude=predictors),
+    'uniform, predictors dense': dict(include=()),
 }
 found = Path('{{ fileDirname }}').parent / 'results/nuclei_allocation'
 runs = []

@@ -2,7 +2,8 @@
 start = 'dense_mask_rcnn_r18.py'  # trained in the same way
 config = 'maxq_mask_rcnn_r18.py'
 
-everywhere = dict(include=(), ramp=dict(type='cubic', begin=0, end=12, by_epoch=True))
+everywhere = dict(include=(), predictors=True,
+                  ramp=dict(type='cubic', begin=0, end=12, by_epoch=True))
 methods = {
     'SR-STE, from scratch': dict(everywhere, axes=(), ramp=None),
     'MaxQ, from scratch': everywhere,

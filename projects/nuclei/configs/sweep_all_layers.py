@@ -5,7 +5,7 @@ Layers that M does not divide stay dense, as the start of each log says.
 start = 'dense_mask_rcnn_r18.py'
 config = 'maxq_mask_rcnn_r18.py'
 
-everywhere = dict(include=())
+everywhere = dict(include=(), predictors=True)
 plain = dict(everywhere, axes=(), ramp=None)
 methods = {
     'dense': None,

@@ -2,7 +2,7 @@
 start = 'dense_mask_rcnn_r18.py'
 config = 'maxq_mask_rcnn_r18_16e.py'
 
-everywhere = dict(include=())
+everywhere = dict(include=(), predictors=True)
 methods = {
     'dense, 16 epochs': None,
     'SR-STE, 16 epochs': dict(everywhere, axes=(), ramp=None),
