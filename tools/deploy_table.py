@@ -100,8 +100,8 @@ def check_networks(given: list[str], work_dir: Path) -> dict[str, Path]:
     found = {}
     for text in given:
         name, _, path = text.partition('=')
-        path = Path(path)
-        if not name or not path.name or name in found or Path(file_name(name)).name != file_name(name):
+        path, file = Path(path), file_name(name)
+        if not name or not path.name or name in found or Path(file).name != file:
             raise cli.InputError(f'{text}: not NAME=CHECKPOINT with a name of its own')
         if not path.is_file():
             raise cli.InputError(f'{text}: file not found: {path}')
