@@ -9,15 +9,12 @@ import io
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import numpy as np
 import onnx
 import torch
 from mmengine.model.utils import revert_sync_batchnorm
 from torch import Tensor, nn
-
-from ..utils.errors import InputError, first_line
 
 Engine = Callable[[Tensor], list[np.ndarray]]
 OPENVINO = {'OpenVINO float32': 'f32', 'OpenVINO bfloat16': 'bf16'}
@@ -52,7 +49,7 @@ def dense_engines(model: nn.Module, images: Tensor, threads: int) -> dict[str, E
     Raises:
         InputError: an engine cannot run the network.
     """
-    from ..deploy import int8
+    from ..deploy import int8, openvino
     from ..deploy.onnx_detector import make_session
 
     engines = {'torch': in_torch(model)}
@@ -60,13 +57,14 @@ def dense_engines(model: nn.Module, images: Tensor, threads: int) -> dict[str, E
     ranges = int8.measure_ranges(exported, [{'images': images.numpy()}])
     quantized = int8.quantize(exported, ranges).SerializeToString()
     content = exported.SerializeToString()
-    for name, file in (('onnxruntime float32', content), ('onnxruntime int8', quantized)):
-        session = make_session(file, threads)
-        engines[name] = lambda x, session=session: session.run(None, {'images': x.numpy()})
-    if find_spec('openvino') is not None:
+    sessions = {'onnxruntime float32': make_session(content, threads),
+                'onnxruntime int8': make_session(quantized, threads)}
+    if openvino.is_installed():
         for name, hint in OPENVINO.items():
-            engines[name] = _openvino(content, hint, threads)
-        engines['OpenVINO int8'] = _openvino(quantized, 'f32', threads)
+            sessions[name] = openvino.OpenvinoSession(content, threads, hint)
+        sessions['OpenVINO int8'] = openvino.OpenvinoSession(quantized, threads)
+    for name, session in sessions.items():
+        engines[name] = lambda x, session=session: session.run(None, {'images': x.numpy()})
     return engines
 
 
@@ -79,24 +77,6 @@ def _to_onnx(model: nn.Module, images: Tensor) -> onnx.ModelProto:
         torch.onnx.export(prepared(copy.deepcopy(model), {}), (images, ), file, dynamo=False,
                           opset_version=OPSET, input_names=['images'])
     return onnx.load_from_string(file.getvalue())
-
-
-def _openvino(content: bytes, precision: str, threads: int) -> Engine:
-    import openvino
-
-    core = openvino.Core()
-    settings = {'INFERENCE_PRECISION_HINT': precision, 'INFERENCE_NUM_THREADS': threads,
-                'PERFORMANCE_HINT': 'LATENCY'}
-    try:
-        compiled = core.compile_model(core.read_model(io.BytesIO(content)), 'CPU', settings)
-    except RuntimeError as error:
-        raise InputError(f'OpenVINO cannot run the network ({first_line(error)})') from error
-    request = compiled.create_infer_request()
-
-    def engine(images: Tensor) -> list[np.ndarray]:
-        request.infer([images.numpy()], share_inputs=True)
-        return [request.get_output_tensor(i).data for i in range(len(compiled.outputs))]
-    return engine
 
 
 def difference(expected: list[np.ndarray], found: list[np.ndarray]) -> float:

@@ -3,6 +3,7 @@
 Shapes: image ``(3, h, w)`` as mmdet's pipeline gives it; k detections.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,9 @@ def make_session(content: bytes, threads: int | None = None) -> onnxruntime.Infe
         raise InputError(f'onnxruntime cannot run the file ({first_line(error)})') from error
 
 
+Session = Callable[[bytes, int | None], object]  # make_session, or such as .openvino has
+
+
 def feeds(image: Tensor, about: Metadata) -> dict[str, np.ndarray]:
     """The file's inputs for an image ``(3, h, w)``, padded to the size that the file takes.
 
@@ -81,22 +85,26 @@ def feeds(image: Tensor, about: Metadata) -> dict[str, np.ndarray]:
 class OnnxDetector:
     """What :mod:`.export` wrote of a detector; :meth:`test_step` is that of an mmdet model.
 
+    ``session`` makes what runs it, of a file's content and a number of threads.
+
     Raises:
-        InputError: the file has only feature maps, or onnxruntime cannot run it.
+        InputError: the file has only feature maps, or the engine cannot run it.
     """
 
-    def __init__(self, content: bytes, about: Metadata, threads: int | None = None) -> None:
+    def __init__(self, content: bytes, about: Metadata, threads: int | None = None,
+                 session: Session = make_session) -> None:
         if about.kind != 'detector':
             raise InputError('the file holds backbone and neck only: it detects nothing')
         self.about = about
-        self.session = make_session(content, threads)
+        self.session = session(content, threads)
         self.outputs = [output.name for output in self.session.get_outputs()]
         # Without weights of use: mmdet pastes masks in a method of this class.
         self._paster = FCNMaskHead(num_convs=0, in_channels=1, conv_out_channels=1, num_classes=1,
                                    class_agnostic=True)
 
     @classmethod
-    def from_file(cls, path: str | Path, threads: int | None = None) -> 'OnnxDetector':
+    def from_file(cls, path: str | Path, threads: int | None = None,
+                  session: Session = make_session) -> 'OnnxDetector':
         """Read an exported file; see also :func:`read_file`.
 
         Raises:
@@ -104,7 +112,7 @@ class OnnxDetector:
         """
         content, about = read_file(path)
         try:
-            return cls(content, about, threads)
+            return cls(content, about, threads, session)
         except InputError as error:
             raise InputError(f'{path}: {error}') from error
 
@@ -114,8 +122,8 @@ class OnnxDetector:
         Raises:
             InputError: the image is too large for the file.
         """
-        return dict(zip(self.outputs, self.session.run(None, feeds(image, self.about)),
-                        strict=True))
+        found = self.session.run(None, feeds(image, self.about))
+        return {name: value.copy() for name, value in zip(self.outputs, found, strict=True)}
 
     def test_step(self, data: dict) -> list[DetDataSample]:
         """Detections of a batch of mmdet's dataloader, in pixels of the original images."""

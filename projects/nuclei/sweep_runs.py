@@ -58,7 +58,7 @@ def read_spec(path: Path) -> list[Run]:
     if not path.is_file():
         raise cli.InputError(f'spec not found: {path}')
     try:
-        runs = _multiply(Config.fromfile(path).to_dict(), path.parent)
+        runs = _multiply(Config.fromfile(path, lazy_import=False).to_dict(), path.parent)
     except Exception as error:  # a spec is code and can fail in any way
         raise cli.InputError(f'not a sweep spec: {path} ({cli.first_line(error)})') from error
     if not runs:

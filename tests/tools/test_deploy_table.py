@@ -1,5 +1,4 @@
 import json
-import re
 
 import pytest
 
@@ -22,50 +21,53 @@ def config(tmp_path):
     return path
 
 
+RUNTIMES = ('mmdet', 'onnxruntime int8', 'maxq_mm')
+
+
 def test_table_of_one_run(config, trained, folded, shapes, tmp_path):
-    out, work = tmp_path / 'table.json', tmp_path / 'work'
-    printed = run_tool(
-        'tools/deploy_table.py', '--set', 'shapes', config, trained / 'epoch_20.pth', folded,
-        shapes, '--work-dir', work, '--calib-images', 8, '--images', 2, '--repeat', 2,
-        '--threads', 1, '--json', out, code=2)
+    out, work, picture = (tmp_path / name for name in ('table.json', 'work', 'table.png'))
+
+    def compare(dense, *options, code=0):
+        return run_tool(
+            'tools/deploy_table.py', config, f'dense={dense}', f'1:4={folded}', '--data-root',
+            shapes, '--work-dir', work, '--calib-images', 8, '--images', 2, '--repeat', 2,
+            '--threads', 1, '--json', out, '--plot', picture, *options, code=code)
+
+    printed = compare(trained / 'epoch_20.pth', '--runtimes', 'onnxruntime', code=2)
     assert 'export_onnx.py' in printed
     assert 'do not satisfy their pattern' in printed  # epoch 20 is from within the ramp
 
-    run_tool(
-        'tools/deploy_table.py', '--set', 'shapes', config, trained / 'epoch_40.pth', folded,
-        shapes, '--work-dir', work, '--calib-images', 8, '--images', 2, '--repeat', 2,
-        '--threads', 1, '--json', out)
+    compare(trained / 'epoch_40.pth', '--runtimes', *RUNTIMES, '--others', 'maxq_mm')
     written = json.loads(out.read_text())
     rows = {(row['network'], row['runtime']): row for row in written['rows']}
-    assert set(rows) == {(network, runtime) for network in ('dense', 'MaxQ')
-                         for runtime in ('mmdet', 'onnxruntime', 'onnxruntime int8')}
-    run_tool('tools/test_onnx.py', config, work / 'shapes/maxq_int8.onnx', '--data-root', shapes,
+    assert set(rows) == {*(('dense', runtime) for runtime in RUNTIMES), ('1:4', 'maxq_mm')}
+    run_tool('tools/test_onnx.py', config, work / 'dense_int8.onnx', '--data-root', shapes,
              '--threads', 1, '--json', tmp_path / 'int8.json')
     alone = json.loads((tmp_path / 'int8.json').read_text())
     for score in ('bbox_mAP', 'segm_mAP'):
-        for runtime in ('mmdet', 'onnxruntime', 'onnxruntime int8'):
-            # The two checkpoints hold the same weights.
-            assert rows['dense', runtime][score] == rows['MaxQ', runtime][score] > 0
-        assert rows['MaxQ', 'onnxruntime int8'][score] == alone[f'coco/{score}']
+        # The two checkpoints hold the same weights.
+        assert rows['dense', 'maxq_mm'][score] == rows['1:4', 'maxq_mm'][score] > 0
+        assert rows['dense', 'onnxruntime int8'][score] == alone[f'coco/{score}'] > 0
     assert rows['dense', 'mmdet']['ratio'] == 1
     assert all(row['latency_ms'] > 0 for row in rows.values())
-    assert (rows['MaxQ', 'onnxruntime int8']['size_mib'] < 0.5
-            * rows['MaxQ', 'onnxruntime']['size_mib'])
+    assert (rows['dense', 'onnxruntime int8']['size_mib'] < 0.5
+            * rows['dense', 'mmdet']['size_mib'])
     assert written['machine']['threads'] == 1
-    assert {file.name for file in (work / 'shapes').iterdir()} == {
-        f'{network}{end}' for network in ('dense', 'maxq')
-        for end in ('.pth', '.onnx', '_int8.onnx')}
+    assert {file.name for file in work.iterdir()} == {
+        'dense.pth', 'dense.onnx', 'dense_int8.onnx', '1-4.pth'}
+    assert picture.stat().st_size > 10_000
 
 
-def test_missing_file(config, folded, shapes, refuse, tmp_path):
-    error = refuse('deploy_table.py', '--set', 'a b', config, 'gone.pth', folded, shapes)
-    assert re.search('--set a b: file not found: gone.pth', error)
-    error = refuse('deploy_table.py', '--set', 'a', config, folded, folded, tmp_path)
+def test_bad_networks(config, folded, shapes, refuse, tmp_path):
+    common = '--data-root', shapes, '--work-dir', tmp_path
+    assert 'file not found: gone.pth' in refuse('deploy_table.py', config, 'a=gone.pth', *common)
+    for networks in (['nothing'], [f'a/b={folded}'], [f'a={folded}'] * 2):
+        error = refuse('deploy_table.py', config, *networks, *common)
+        assert f'{networks[-1]}: not NAME=CHECKPOINT with a name of its own' in error
+    error = refuse('deploy_table.py', config, f'a={folded}', '--data-root', tmp_path)
     assert 'annotations not found' in error
-    inside = tmp_path / 'a/maxq.pth'
-    inside.parent.mkdir()
+    inside = tmp_path / 'maxq.pth'
     inside.write_bytes(folded.read_bytes())
-    error = refuse('deploy_table.py', '--set', 'a', config, folded, inside, shapes,
-                   '--work-dir', tmp_path)
+    error = refuse('deploy_table.py', config, f'a={inside}', *common)
     assert 'is in the folder that is to be written' in error
     assert inside.read_bytes() == folded.read_bytes()

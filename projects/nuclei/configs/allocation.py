@@ -18,13 +18,13 @@ methods = {
     'uniform, predictors dense': dict(include=()),
 }
 found = Path('{{ fileDirname }}').parent / 'results/nuclei_allocation'
-runs = []
+runs, uniform = [], []
+rate = {'optim_wrapper.optimizer.lr': 1e-3}
 for seed in (0, 1, 2):
     file = found / f'seed-{seed}.json'
     if not file.is_file():
         continue
     plans = json.loads(file.read_text())['allocations']
-    rate = {'optim_wrapper.optimizer.lr': 1e-3}
     for budget, pattern in (('1/4', '1:4'), ('1/8', '1:8')):
         overrides = {f'^{name.replace(".", "[.]")}$': value
                      for name, value in plans[budget]['plan']['patterns'].items()}
@@ -32,6 +32,8 @@ for seed in (0, 1, 2):
         runs += [
             dict(common, methods=['plan'],
                  options={**rate, 'custom_hooks.0.overrides': overrides}),
-            dict(common, methods=['uniform, predictors dense', 'uniform', 'dense, lr 1e-3'],
-                 options=rate)]
-del Path, found, file, plans, rate, common, overrides, budget, pattern, seed
+            dict(common, methods=['uniform, predictors dense'], options=rate)]
+        uniform.append(dict(common, methods=['uniform'], options=rate))
+    runs.append(dict(patterns=[], seeds=[seed], methods=['dense, lr 1e-3'], options=rate))
+runs += uniform  # what is worth least comes last
+del Path, found, file, plans, rate, common, overrides, budget, pattern, seed, uniform
