@@ -23,8 +23,10 @@ quickstart: env
 	@grep -hoE '(bbox|segm)_mAP_copypaste: [0-9.]+' "$$(ls -t $(WORK)/test/*/*.log | head -1)"
 	$(PYTHON) tools/accelerate.py $(CONFIG) $(WORK)/folded.pth --work-dir $(WORK)/accelerated
 
+# JOBS processes at a time, with about 3 GB and a thread each
+JOBS := 2
 test: env
-	$(PYTHON) -m pytest tests
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n $(JOBS) --dist loadfile
 
 test-gpu: env
 	$(PYTHON) -m pytest tests/gpu

@@ -45,6 +45,6 @@ setup(
             'pycocotools>=2.0.6',
         ],
         'export': ['onnx>=1.23,<2', 'onnxruntime>=1.31,<2'],
-        'tests': ['pytest>=8', 'ruff'],
+        'tests': ['pytest>=8', 'pytest-xdist>=3.8', 'ruff'],
     },
 )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .kernels import PackedLayer, _pair
+from .memory import empty
 from .plan import Node, Plan, make_plan
 from .quantization import Quantization
 
@@ -190,14 +191,14 @@ class Program:
              clock: ctypes.Array | None = None) -> tuple[Tensor, ...]:
         tensors = tuple(tensor.detach() for tensor in tensors)
         plan = self._plan(tensors, memory_format)
-        results = tuple(torch.empty(shape, memory_format=memory_format if len(shape) == 4
-                                    else torch.contiguous_format) for shape in plan.results)
+        results = tuple(empty(shape, memory_format=memory_format if len(shape) == 4
+                              else torch.contiguous_format) for shape in plan.results)
         try:
             memory = self._memory.pop()
         except IndexError:
             memory = torch.empty(0, dtype=torch.uint8)
         if memory.numel() < plan.bytes:
-            memory = torch.empty(plan.bytes, dtype=torch.uint8)
+            memory = empty(plan.bytes, dtype=torch.uint8)
         everything = [tensor.data_ptr() for tensor in (*tensors, *results)]
         plan.library.run(plan.library.kernels.number, plan.ops, len(plan.ops), memory.data_ptr(),
                          (ctypes.c_void_p * len(everything))(*everything),
