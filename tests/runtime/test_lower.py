@@ -164,4 +164,4 @@ def test_kernels_compute_the_same(net, seed, monkeypatch):
             assert a.shape == b.shape
             off = (a - b).abs() / b.abs().max()
             assert off.max() < 0.05
-            assert off.mean() < 1e-3
+            assert off.mean() < 4e-3  # a byte is one of 255
