@@ -142,8 +142,8 @@ def test_zero_points_and_the_borders():
 @pytest.mark.skipif(library(int8=True) is None, reason='no int8 kernels here')
 @pytest.mark.parametrize('seed', range(3))
 def test_kernels_compute_the_same(net, seed, monkeypatch):
-    """But for sums in float32, after which a byte may be one off and, by the group norm, a whole map
-    a little."""
+    """But for sums in float32, after which a byte may be one off, and by group norm a map a little.
+    """
     part, layers, reasons, call = net
     choose = random.Random(seed)
     choices = {layer: choose.choice((TORCH, DENSE) if name in reasons else
