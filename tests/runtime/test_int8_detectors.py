@@ -82,7 +82,7 @@ def test_mask_rcnn_is_near(mask_rcnn):
 
 
 @pytest.mark.parametrize('item', [
-    dict(inputs=torch.zeros(4, 64, 96, dtype=torch.uint8)), dict(inputs=['image.png']),
+    dict(inputs=torch.zeros(2, 64, 96, dtype=torch.uint8)), dict(inputs=['image.png']),
     dict(inputs=None), dict(images=torch.zeros(3, 64, 96)), torch.zeros(3, 64, 96)])
 def test_bad_calibration(mask_rcnn, item):
     with pytest.raises(InputError, match=r'calibration\[1\]: ') as error:
