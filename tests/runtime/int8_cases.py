@@ -12,6 +12,7 @@ from maxq_mm.runtime import kernels
 from maxq_mm.runtime.program import Program
 from maxq_mm.runtime.quantization import Quantization, quantize_weight
 
+from . import kernel_cases
 from .kernel_cases import KERNELS, PATTERNS, sparse
 
 
@@ -125,12 +126,7 @@ def check_linear(choose: random.Random) -> None:
 
 def check(seed: int, convolutions: int, linear: int) -> None:
     """Some of both."""
-    torch.manual_seed(seed)
-    choose = random.Random(seed)
-    for _ in range(convolutions):
-        check_convolution(choose)
-    for _ in range(linear):
-        check_linear(choose)
+    kernel_cases.check(seed, convolutions, linear, (check_convolution, check_linear))
 
 
 def run_one(add: Callable, *inputs: tuple[Tensor, Quantization | None]) -> Tensor:

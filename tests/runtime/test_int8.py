@@ -90,10 +90,12 @@ def test_ranges():
     for arguments in ((1, 0), (float('nan'), 1), (0, float('inf'))):
         with pytest.raises(InputError, match='no range'):
             Quantization.of_range(*arguments)
+    assert Quantization.of_range(-1e-30, 1e-30) == Quantization(1., 0)
     with pytest.raises(InputError, match='zero_point'):
         Quantization(1., 256)
-    with pytest.raises(InputError, match='scale'):
-        Quantization(0., 0)
+    for scale in (0., -1., 1e-40, 1e40, float('nan')):
+        with pytest.raises(InputError, match='scale'):
+            Quantization(scale, 0)
 
 
 @needs_int8

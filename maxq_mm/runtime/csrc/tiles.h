@@ -70,11 +70,11 @@ struct Joined {
   }
 };
 
-// A row whose elements lie anywhere; `rows` will be copied alike.
+// A row whose elements lie anywhere.
 template <typename T>
 struct Picked {
   const int32_t* at;
-  Picked(const int32_t* places, int64_t) : at(places) {}
+  explicit Picked(const int32_t* places) : at(places) {}
   void copy(const T* from, T* to) const {
     for (int i = 0; i < kWidth; ++i) to[i] = from[at[i]];
   }
@@ -110,7 +110,7 @@ void gather(const Op& op, const T* image, const Tile<T>& tile, int64_t begin, in
         const int32_t pixel = tile.at[i] + shift;  // >> and & round down, also below 0
         at[i] = (pixel >> kWidthBits) * static_cast<int32_t>(size) + (pixel & (kWidth - 1));
       }
-      const Picked<T> picked(at, last - row);
+      const Picked<T> picked(at);
       for (; row < last; ++row, from += kWidth, to += kWidth) picked.copy(from, to);
     }
   }

@@ -27,48 +27,40 @@ struct Joined<uint8_t> {
   }
 };
 
-// Byte shuffles of the pieces of 16 that a half of the row comes from, unless rows are few.
+// Byte shuffles of the pieces of 16 that a half of the row comes from.
 template <>
 struct Picked<uint8_t> {
-  static constexpr int kPiece = 16, kFew = 8;
-  struct Piece {
-    int32_t at;
-    alignas(kPiece) uint8_t bytes[kPiece];  // 128: of another piece
-  };
-  const int32_t* places;
+  static constexpr int kPiece = 16;
   int counts[2] = {0, 0};
-  Piece pieces[2][kPiece];
+  int32_t starts[2][kPiece];
+  __m128i bytes[2][kPiece];  // of a piece; negative: of another
 
-  Picked(const int32_t* at, int64_t rows) : places(at) {
-    if (rows <= kFew) return;
-    for (int i = 0; i < kWidth; ++i) {
-      const int half = i / kPiece;
-      const int32_t start = at[i] & ~(kPiece - 1);
-      int& count = counts[half];
-      int found = count;
-      while (found > 0 && pieces[half][found - 1].at != start) --found;
-      if (found == 0) {
-        found = ++count;
-        pieces[half][found - 1].at = start;
-        std::memset(pieces[half][found - 1].bytes, 128, kPiece);
+  explicit Picked(const int32_t* at) {
+    const Bytes within = _mm256_set1_epi32(kPiece - 1);
+    for (int half = 0; half < 2; ++half, at += kPiece) {
+      for (unsigned left = 0xffff; left != 0; ++counts[half]) {
+        const int32_t start = at[__builtin_ctz(left)] & ~(kPiece - 1);
+        starts[half][counts[half]] = start;
+        Bytes places[2];
+        for (int i = 0; i < 2; ++i) {
+          const Bytes place = _mm256_sub_epi32(load(at + 8 * i), _mm256_set1_epi32(start));
+          const Bytes is_here = _mm256_cmpeq_epi32(_mm256_and_si256(place, within), place);
+          left &= ~(_mm256_movemask_ps(_mm256_castsi256_ps(is_here)) << 8 * i);
+          places[i] = _mm256_or_si256(place, _mm256_xor_si256(is_here, _mm256_set1_epi32(-1)));
+        }
+        const Bytes narrow = _mm256_permute4x64_epi64(_mm256_packs_epi32(places[0], places[1]), 0xd8);
+        bytes[half][counts[half]] = _mm_packs_epi16(_mm256_castsi256_si128(narrow),
+                                                    _mm256_extracti128_si256(narrow, 1));
       }
-      pieces[half][found - 1].bytes[i % kPiece] = static_cast<uint8_t>(at[i] - start);
     }
   }
 
   void copy(const uint8_t* from, uint8_t* to) const {
-    if (counts[0] == 0) {
-      for (int i = 0; i < kWidth; ++i) to[i] = from[places[i]];
-      return;
-    }
-    const auto vector = [](const uint8_t* at) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
-    };
     for (int half = 0; half < 2; ++half) {
       __m128i all = _mm_setzero_si128();
       for (int i = 0; i < counts[half]; ++i) {
-        const Piece& piece = pieces[half][i];
-        all = _mm_or_si128(all, _mm_shuffle_epi8(vector(from + piece.at), vector(piece.bytes)));
+        const auto* piece = reinterpret_cast<const __m128i*>(from + starts[half][i]);
+        all = _mm_or_si128(all, _mm_shuffle_epi8(_mm_loadu_si128(piece), bytes[half][i]));
       }
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + half * kPiece), all);
     }
