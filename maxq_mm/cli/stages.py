@@ -47,6 +47,7 @@ class Stages:
             if hasattr(model, method):
                 self._time(model, method, method)
 
+    @torch.no_grad()
     def __call__(self, data: dict) -> None:
         self.runs.append(defaultdict(float))
         self._timed(OTHER, self.model.test_step, data)

@@ -6,6 +6,7 @@ its kernel does not fit.
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from .calls import takes_images
@@ -48,7 +49,6 @@ class _Masks(Accelerated):
     def _predict_by_feat_single(self, mask_preds: Tensor, bboxes: Tensor, labels: Tensor,
                                 img_meta: dict, rcnn_test_cfg: dict, rescale: bool = False,
                                 activate_map: bool = False) -> Tensor:
-        own = super()._predict_by_feat_single
         threshold = rcnn_test_cfg.mask_thr_binary
         size, scale = img_meta['ori_shape'][:2], img_meta['scale_factor']
         factors = bboxes.new_tensor(scale).repeat(1, 2)
@@ -56,12 +56,19 @@ class _Masks(Accelerated):
         if not rescale:
             size = [round(length * float(factor))
                     for length, factor in zip(size, factors[0, [1, 0]], strict=True)]
-        if activate_map or threshold < 0 or not can_paste(mask_preds, boxes, size):
-            return own(mask_preds, bboxes, labels, img_meta, rcnn_test_cfg, rescale, activate_map)
+        # Of several stages, they may be an array, of probabilities.
+        given = torch.as_tensor(mask_preds)
+        pasted = None
+        if threshold >= 0 and can_paste(given, boxes, size):
+            masks = given[:, 0] if self.class_agnostic else given[range(len(labels)), labels]
+            pasted = paste(masks if activate_map else masks.sigmoid(), boxes, tuple(size),
+                           threshold)
+        if pasted is None:
+            return super()._predict_by_feat_single(mask_preds, bboxes, labels, img_meta,
+                                                   rcnn_test_cfg, rescale, activate_map)
         if rescale:
             bboxes.copy_(boxes)  # as mmdet does, for its caller
-        masks = mask_preds[:, 0] if self.class_agnostic else mask_preds[range(len(labels)), labels]
-        return paste(masks.sigmoid(), boxes, tuple(size), threshold)
+        return pasted
 
 
 class _Boxes(Accelerated):

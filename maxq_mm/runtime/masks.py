@@ -15,6 +15,7 @@ from torch import Tensor
 from .library import library
 
 _Int = ctypes.c_int64
+_DOUBTS = 1000  # a mask; to draw it anew takes as long as deciding on so many pixels
 
 
 class _Paste(ctypes.Structure):
@@ -40,26 +41,25 @@ def can_paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> bool:
 
 
 @torch.no_grad()
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
+def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Tensor | None:
     """Draw the masks that :func:`can_paste` has seen.
 
     Returns:
         ``(K, height, width)``, bool: where ``torch.nn.functional.grid_sample`` of the mask, at the
         pixel's centre in its box, is at least ``threshold``. Where a value is so near to it that
-        rounding decides, grid_sample is asked.
+        rounding decides, grid_sample is asked; None if that is so for more pixels than pays.
     """
     masks, boxes = masks.detach().contiguous(), boxes.detach().contiguous()
     # numpy's zeros are no memory yet.
     out = torch.from_numpy(np.zeros((len(masks), *size), np.uint8))
+    doubts = torch.empty(_DOUBTS * len(masks), 3, dtype=torch.int64)
     # Both are about twice what some roundings, of this order or another, amount to.
-    rounding, drift = 1e-6, 2.5e-7 * sum(masks.shape[1:])
-    capacity = count = 64 * len(masks)
-    while count >= capacity:
-        capacity = count + 1
-        doubts = torch.empty(capacity, 3, dtype=torch.int64)
-        op = _Paste(*masks.shape, *size, masks.data_ptr(), boxes.data_ptr(), threshold, rounding,
-                    drift, out.data_ptr(), doubts.data_ptr(), capacity)
-        count = _function()(ctypes.byref(op), torch.get_num_threads())
+    rounding, drift = 1e-6 * float(masks.amax()), 2.5e-7 * sum(masks.shape[1:])
+    op = _Paste(*masks.shape, *size, masks.data_ptr(), boxes.data_ptr(), threshold, rounding,
+                drift, out.data_ptr(), doubts.data_ptr(), len(doubts))
+    count = _function()(ctypes.byref(op), torch.get_num_threads())
+    if count > len(doubts):
+        return None
     if count:
         number, y, x = doubts[:count].unbind(1)
         values = _values(masks, boxes, number, torch.stack([x, y], 1))

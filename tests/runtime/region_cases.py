@@ -64,7 +64,11 @@ def check_paste(choose: random.Random) -> None:
     for i in range(count):
         part, where = _do_paste_mask(probabilities[i:i + 1, None], boxes[i:i + 1], height, width)
         expected[(i, *where)] = (part >= threshold)[0]
-    assert torch.equal(masks.paste(probabilities, boxes, (height, width), threshold), expected)
+    found = masks.paste(probabilities, boxes, (height, width), threshold)
+    if found is None:  # too many pixels in doubt
+        assert (probabilities - threshold).abs().amin() < 1e-5
+    else:
+        assert torch.equal(found, expected)
 
 
 def check_suppression(choose: random.Random) -> None:

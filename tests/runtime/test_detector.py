@@ -1,6 +1,7 @@
 """An accelerated detector of mmdet, used as any of its detectors."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from maxq_mm import accelerate
+from maxq_mm.runtime import kernels
 
+from ..deploy import small
 from ..running import ROOT
 from .test_accelerate import sparse
 
@@ -82,3 +85,29 @@ def test_the_head_only_answers_for_its_own_features(folded, accelerated):
                     assert float((a - b).abs().max()) <= 1e-4 * float(b.max() - b.min())
     with pytest.raises(ValueError, match='accelerated'):
         model.rpn_head.train()
+
+
+@pytest.mark.parametrize(('config', 'stages'), [(small.model_config, ('', )),
+                                                (small.cascade_config, ('.0', '.1'))])
+def test_what_surrounds_the_layers(config, stages):
+    """Replaced in each stage; copies and threads find what the model does, masks included."""
+    expected, _ = small.build(config())
+    model = copy.deepcopy(expected)
+    images = torch.randn(3, 1, 3, 64, 96)
+    report = accelerate(model, images[0])
+    extractor = 'RoIAlign of all levels'
+    replaced = {f'roi_head.{name}{stage}': what for stage in stages for name, what in (
+        ('bbox_roi_extractor', extractor), ('bbox_head', 'suppression'),
+        ('mask_roi_extractor', extractor), ('mask_head', 'pasting'))}
+    assert dict(report.replaced) == (replaced if kernels.instruction_set() else {})
+    assert report.as_dict()['replaced'] == [list(pair) for pair in report.replaced]
+    wanted = [detections(expected, x)[0] for x in images]
+    assert any(theirs.masks.any() for theirs in wanted)
+    for one in (model, copy.deepcopy(model)):
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda x, one=one: detections(one, x)[0], images))
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert len(ours) == len(theirs) > 0
+            torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(ours.bboxes, theirs.bboxes, rtol=1e-3, atol=1e-1)
+            assert float((ours.masks != theirs.masks).float().mean()) < 1e-3
