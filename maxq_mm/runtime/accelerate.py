@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ..functional.pattern import Pattern
+from ..nn.accelerated import is_accelerated
 from ..nn.layers import MaxQLayer
 from ..utils.errors import InputError
 from . import kernels
 from .calls import check_inputs
 from .choose import Choice, choose
+from .decisions import Decisions, LayerDecision
 from .fuse import Layer
-from .install import is_accelerated, seal
+from .install import seal
 from .partition import SPARSE
 from .parts import Part, Search
 from .patterns import any_pattern, sparsest
@@ -113,6 +115,7 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
     search = Search(model, args, set(patterns))
     by_weight = {module.weight: pattern for module, pattern in patterns.items()}
     choices: dict[Tensor, list[Choice]] = defaultdict(list)
+    names = {parameter: name for name, parameter in model.named_parameters()}
     ready: list[tuple] = []
     for part in search.parts:
         found = _layers(part, by_weight)
@@ -121,18 +124,22 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
         if not off <= TOLERANCE or math.isnan(off):
             search.untraced.append((part.name, f'its program differs by {off:.1e}'))
             continue
-        ready.append((part, compiled))
+        ready.append((part, compiled, part.decision(tuple(
+            LayerDecision(names.get(layer.source, ''), choice.way,
+                          choice.pattern and str(choice.pattern))
+            for layer, choice in chosen.items()))))
         for layer, choice in chosen.items():
             choices[layer.source].append(choice)
     rows = tuple(_row(name, module, choices.get(module.weight), by_weight.get(module.weight),
                       module in search.called) for name, module in layers.items())
-    for part, compiled in ready:  # nothing is changed before all is known
-        part.install(compiled)
-    seal(model)
     isa = kernels.instruction_set()
+    traced = tuple(part.name for part, *_ in ready)
+    for part, compiled, _ in ready:  # nothing is changed before all is known
+        part.install(compiled)
+    seal(model, Decisions(tuple(decision for *_, decision in ready), isa, torch.get_num_threads()))
     return AccelerationReport(rows, f'{isa or "no N:M kernel for this CPU"}, '
                               f'{torch.get_num_threads()} threads',
-                              tuple(part.name for part, _ in ready), tuple(search.untraced))
+                              traced, tuple(search.untraced))
 
 
 def _layers(part: Part, patterns: Mapping[Tensor, Pattern]) -> dict[Layer, Pattern]:

@@ -12,7 +12,7 @@ from ..functional.pattern import Pattern
 from . import kernels
 from .compiled import Compiled
 from .fuse import Layer
-from .partition import DENSE, SPARSE, TORCH
+from .partition import DENSE, SPARSE, TORCH, Packed
 from .trace import Trace
 
 # How often everything is measured, by turns; of the rounds the fastest counts, since what else
@@ -43,13 +43,8 @@ def layers_of(trace: Trace) -> list[Layer]:
                               if isinstance(node.target, Layer)))
 
 
-def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[Layer, Pattern]
-           ) -> tuple[Compiled, dict[Layer, Choice]]:
-    """The compiled part, with what was measured on ``calls``, flat arguments of the part.
-
-    ``patterns`` has the layers that are N:M.
-    """
-    layers = layers_of(trace)
+def packer(patterns: Mapping[Layer, Pattern]) -> Packed:
+    """Gives layers as the kernels read them, each packed once; N:M ones have ``patterns``."""
 
     @cache
     def packed(layer: Layer, way: str) -> kernels.PackedLayer:
@@ -57,14 +52,32 @@ def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[La
         return kernels.pack(layer.weight, pattern, layer.bias, layer.stride, layer.padding,
                             layer.dilation)
 
-    refusals = {layer: kernels.refusal(layer.weight, str(patterns[layer]), layer.groups)
-                for layer in layers if layer in patterns}
-    ways = {layer: [TORCH] for layer in layers}
+    return packed
+
+
+def possible_ways(layer: Layer, pattern: Pattern | None) -> tuple[list[str], str | None]:
+    """How a layer can be computed here, and why not by the N:M kernel, if it is N:M."""
+    ways, refusal = [TORCH], None
+    if pattern is not None:
+        refusal = kernels.refusal(layer.weight, str(pattern), layer.groups)
+        if refusal is None:
+            ways.append(SPARSE)
+    if kernels.refusal(layer.weight, None, layer.groups) is None:
+        ways.append(DENSE)
+    return ways, refusal
+
+
+def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[Layer, Pattern]
+           ) -> tuple[Compiled, dict[Layer, Choice]]:
+    """The compiled part, with what was measured on ``calls``, flat arguments of the part.
+
+    ``patterns`` has the layers that are N:M.
+    """
+    layers = layers_of(trace)
+    packed = packer(patterns)
+    ways, refusals = {}, {}
     for layer in layers:
-        if layer in refusals and refusals[layer] is None:
-            ways[layer].append(SPARSE)
-        if kernels.refusal(layer.weight, None, layer.groups) is None:
-            ways[layer].append(DENSE)
+        ways[layer], refusals[layer] = possible_ways(layer, patterns.get(layer))
 
     def compiled(preference: Sequence[str]) -> Compiled:
         return Compiled(trace, {layer: next(way for way in preference if way in ways[layer])
@@ -80,7 +93,7 @@ def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[La
     # Each cut out of a program costs what no single layer shows: so the whole decides.
     plans = [chosen, inside, dict.fromkeys(layers, TORCH)]
     best, plan = _fastest([(Compiled(trace, plan, packed), plan) for plan in plans], calls)
-    return best, {layer: Choice(plan[layer], patterns.get(layer), refusals.get(layer),
+    return best, {layer: Choice(plan[layer], patterns.get(layer), refusals[layer],
                                 times[layer]) for layer in layers}
 
 

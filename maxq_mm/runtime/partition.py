@@ -15,7 +15,7 @@ from .program import Program
 
 aten = torch.ops.aten
 # How a layer is computed: by the N:M kernel, by the kernels' own dense one, by torch.
-SPARSE, DENSE, TORCH = 'sparse', 'dense', 'torch'
+SPARSE, DENSE, TORCH = WAYS = ('sparse', 'dense', 'torch')
 Choices = Mapping[Layer, str]
 Packed = Callable[[Layer, str], kernels.PackedLayer]
 

@@ -1,6 +1,6 @@
 """Which parts of a model become programs: as large ones as can be traced."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -9,25 +9,23 @@ from torch import Tensor, nn
 from ..utils.errors import first_line
 from .calls import FEATURES, Call, Recording, record, run, takes_images
 from .compiled import Compiled
-from .fuse import fuse
-from .install import Trunk, install_forward, install_trunk
-from .trace import Trace, Untraceable, flatten, trace
+from .decisions import LayerDecision, PartDecision, Place, structure_of
+from .place import function_at, install, name_of, trace_at
+from .trace import Trace, Untraceable, flatten
 
 
 @dataclass
 class Part:
-    """A module whose forward is traced, or a detector's ``extract_feat`` with its first head's.
+    """A place of ``model``, what is computed there, and what it was called with."""
 
-    ``function`` computes what the trace does, ``calls`` are what it was called with.
-    """
-
-    name: str
-    module: nn.Module
-    function: Callable
+    model: nn.Module
+    place: Place
     calls: list[Call]
     trace: Trace
-    is_trunk: bool = False
-    head: nn.Module | None = None
+
+    @property
+    def name(self) -> str:
+        return name_of(self.model, self.place)
 
     @property
     def tensors(self) -> list[list[Tensor]]:
@@ -38,15 +36,19 @@ class Part:
     def difference(self, compiled: Compiled) -> float:
         """How far the compiled results are from the model's, as a share of each one's range."""
         call, tensors = self.calls[0], self.tensors[0]
-        expected, _ = flatten((self.function(*call.args, **call.kwargs), ), {})
+        function = function_at(self.model, self.place)
+        expected, _ = flatten((function(*call.args, **call.kwargs), ), {})
         return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
                    for a, b in zip(expected, compiled.run(tensors), strict=True) if a.numel())
 
     def install(self, compiled: Compiled) -> None:
-        if self.is_trunk:
-            install_trunk(self.module, self.head, Trunk(compiled))
-        else:
-            install_forward(self.module, compiled)
+        install(self.model, self.place, compiled)
+
+    def decision(self, layers: tuple[LayerDecision, ...]) -> PartDecision:
+        """What :mod:`.rebuild` needs to make it again."""
+        leaves, arguments = flatten(self.calls[0].args, self.calls[0].kwargs)
+        return PartDecision(self.place, structure_of(arguments),
+                            tuple(tuple(leaf.shape) for leaf in leaves), layers)
 
 
 @dataclass
@@ -97,12 +99,8 @@ class Search:
         if not calls or not self._left & recording.within:
             return False
         for head in (*self._first_heads(recording), None):
-            def function(*args, head=head, **kwargs):
-                features = self.model.extract_feat(*args, **kwargs)
-                return features, () if head is None else head(features)
-
-            name = FEATURES if head is None else f'{FEATURES} and {self._names[head]}'
-            if self._add(name, self.model, function, calls, is_trunk=True, head=head):
+            name = None if head is None else self._names[head]
+            if self._add(Place(is_trunk=True, head=name), calls):
                 self._left -= recording.within
                 return True
         return False
@@ -122,23 +120,19 @@ class Search:
         if not self._left & {*module.modules()}:
             return
         calls = recording.calls.get(module)
-        if calls and self._add(self._names[module], module, module.forward, calls):
+        if calls and self._add(Place(self._names[module]), calls):
             return
         for child in module.children():
             self._descend(child, recording)
 
-    def _add(self, name: str, module: nn.Module, function: Callable, calls: list[Call],
-             **options) -> bool:
-        name = name or type(module).__name__
+    def _add(self, place: Place, calls: list[Call]) -> bool:
         try:
-            found = trace(module, function, calls[0].args, calls[0].kwargs)
+            found = trace_at(self.model, place, calls[0].args, calls[0].kwargs)
         except Untraceable as error:
-            self.untraced.append((name, str(error)))
+            self.untraced.append((name_of(self.model, place), str(error)))
             return False
-        fuse(found)
-        self.parts.append(Part(name, module, function, calls, found, **options))
-        if not options.get('is_trunk'):
-            self._left -= {*module.modules()}
-        elif options['head'] is not None:
-            self._left -= {*options['head'].modules()}
+        self.parts.append(Part(self.model, place, calls, found))
+        whole = place.head if place.is_trunk else place.module
+        if whole is not None:
+            self._left -= {*self.model.get_submodule(whole).modules()}
         return True
