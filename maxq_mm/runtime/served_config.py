@@ -21,10 +21,10 @@ def for_inference(cfg: Config) -> dict:
     Raises:
         InputError: no test pipeline, or a value that is not plain.
     """
-    dataset = _with_pipeline((cfg.get('test_dataloader') or {}).get('dataset'))
+    whole = cfg.to_dict()
+    dataset = _with_pipeline((whole.get('test_dataloader') or {}).get('dataset'))
     if dataset is None:
         raise InputError("the config's test data have no pipeline to prepare images with")
-    whole = cfg.to_dict()
     kept = {key: whole[key] for key in _KEPT if whole.get(key) is not None}
     own = {key: value for key, value in dataset.items() if key not in _PLACES}
     kept['test_dataloader'] = dict(dataset=own)
