@@ -61,8 +61,7 @@ print(model.dataset_meta['classes'], type(model).__name__)
 
 def test_a_file_serves_where_nothing_else_is(written, tmp_path):
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', SERVE, written[0]], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
-                            check=False)
+                            capture_output=True, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr
     assert "('disc', 'box', 'triangle') AcceleratedMaskRCNN" in result.stdout
 
