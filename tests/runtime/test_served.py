@@ -85,7 +85,7 @@ def test_loaded_is_what_was_saved(folded, accelerated, written):
         assert_same_bits(model, accelerated, torch.randn(size))
     assert_alike(model, folded, torch.randn(1, 3, 1, 1))
     assert decisions_of(model) == decisions_of(accelerated)
-    assert [part.place.head for part in decisions_of(model).parts] == ['head', None]
+    assert [part.place.head for part in decisions_of(model).parts] == ['head']
     assert model.state_dict().keys() == folded.state_dict().keys()
     assert all(torch.equal(value, folded.state_dict()[key])
                for key, value in model.state_dict().items())
@@ -158,7 +158,7 @@ def test_a_part_that_cannot_be_traced_stays_dense(folded, written, monkeypatch):
 
     monkeypatch.setattr(rebuild, 'trace_at', refuse)
     with pytest.warns(UserWarning, match=r'extract_feat and head cannot be traced here and stays '
-                                         r'dense \(another torch\); last cannot'):
+                                         r'dense \(another torch\)'):
         model = load_accelerated(written)
     assert_same_bits(model, folded, IMAGES)
 
@@ -226,7 +226,8 @@ def rewrite(path, change):
     (lambda inner: inner['config']['model'].update(type='NoDetector'), 'NoDetector'),
     (lambda inner: inner['config'].update(custom_imports=dict(imports=['no.such'])), 'no'),
     (lambda inner: inner['config']['model'].update(channels=16), 'cannot be built here .*torch '),
-    (lambda inner: inner['decisions']['parts'][1]['place'].update(module='gone'), 'has no gone'),
+    (lambda inner: inner['decisions']['parts'][0]['place'].update(head='gone'),
+     'has no extract_feat and gone'),
 ])
 def test_content_that_is_not_sound(path, change, match):
     rewrite(path, change)

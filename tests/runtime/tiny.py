@@ -20,7 +20,7 @@ class TinyHead(nn.Module):
 
 @MODELS.register_module()
 class TinyDetector(BaseModel):
-    """Maps in place of detections; the last layer is used twice, and its weight is dense."""
+    """Four numbers of each of two maps in place of detections; the head's layer is used twice."""
 
     def __init__(self, channels: int, head: dict) -> None:
         super().__init__()
