@@ -38,8 +38,9 @@ class Part:
         call, tensors = self.calls[0], self.tensors[0]
         function = function_at(self.model, self.place)
         expected, _ = flatten((function(*call.args, **call.kwargs), ), {})
-        return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
-                   for a, b in zip(expected, compiled.run(tensors), strict=True) if a.numel())
+        return max((float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
+                    for a, b in zip(expected, compiled.run(tensors), strict=True) if a.numel()),
+                   default=0.)
 
     def install(self, compiled: Compiled) -> None:
         install(self.model, self.place, compiled)
