@@ -10,7 +10,7 @@ from ..utils.errors import first_line
 from .calls import FEATURES, Call, Recording, record, run, takes_images
 from .compiled import Compiled
 from .decisions import LayerDecision, PartDecision, Place, structure_of
-from .place import function_at, install, name_of, trace_at
+from .place import function_at, name_of, trace_at
 from .trace import Trace, Untraceable, flatten
 
 
@@ -41,9 +41,6 @@ class Part:
         return max((float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
                     for a, b in zip(expected, compiled.run(tensors), strict=True) if a.numel()),
                    default=0.)
-
-    def install(self, compiled: Compiled) -> None:
-        install(self.model, self.place, compiled)
 
     def decision(self, layers: tuple[LayerDecision, ...]) -> PartDecision:
         """What :mod:`.rebuild` needs to make it again."""

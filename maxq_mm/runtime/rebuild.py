@@ -14,7 +14,6 @@ from .choose import layers_of, packer, possible_ways
 from .compiled import Compiled
 from .decisions import Decisions, LayerDecision, PartDecision, arguments_of
 from .fuse import Layer
-from .install import seal
 from .partition import TORCH
 from .place import install, name_of, trace_at
 from .trace import Untraceable
@@ -47,9 +46,7 @@ def rebuild(model: nn.Module, decisions: Decisions) -> list[str]:
                             f'({error})')
         except AttributeError as error:
             raise InputError(f'the model has no {name_of(model, part.place)}') from error
-    for place, compiled in ready:
-        install(model, place, compiled)
-    seal(model, decisions)
+    install(model, ready, decisions)
     return problems
 
 
