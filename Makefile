@@ -21,7 +21,7 @@ quickstart: env
 	$(PYTHON) tools/draw.py $(CONFIG) $(WORK)/folded.pth $(WORK)/detections.png
 	@echo "checkpoint: $(WORK)/folded.pth    picture: $(WORK)/detections.png"
 	@grep -hoE '(bbox|segm)_mAP_copypaste: [0-9.]+' "$$(ls -t $(WORK)/test/*/*.log | head -1)"
-	$(PYTHON) tools/accelerate.py $(CONFIG) $(WORK)/folded.pth --work-dir $(WORK)/accelerated
+	$(PYTHON) tools/accelerate.py $(CONFIG) $(WORK)/folded.pth $(WORK)/served.pth --measure --work-dir $(WORK)/accelerated
 
 # JOBS processes at a time, with about 3 GB and a thread each
 JOBS := 2

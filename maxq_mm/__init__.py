@@ -18,10 +18,11 @@ from .nn.sparsify import SparsityHandle, sparsify
 
 __version__ = '0.1.0'
 __all__ = ['MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'accelerate', 'allocate',
-           'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
-           'save_compact', 'soft_mask', 'sparsify']
+           'dense_fraction', 'fold', 'keep_mask', 'load_accelerated', 'load_compact', 'report',
+           'satisfies', 'save_accelerated', 'save_compact', 'soft_mask', 'sparsify']
 # Imported when asked for: training needs none of it.
-_LATER = {'accelerate': 'runtime.accelerate', 'allocate': 'allocation'}
+_LATER = {'accelerate': 'runtime.accelerate', 'allocate': 'allocation',
+          'load_accelerated': 'runtime.served', 'save_accelerated': 'runtime.served'}
 
 # Resuming any mmengine run, MaxQ or not, needs this on torch >= 2.6.
 allow_mmengine_checkpoints()

@@ -34,8 +34,8 @@ def test_public_names():
     assert all(hasattr(maxq_mm, name) for name in maxq_mm.__all__)
     assert set(maxq_mm.__all__) == {
         'MaxQConv2d', 'MaxQHook', 'MaxQLinear', 'SparsityHandle', 'accelerate', 'allocate',
-        'dense_fraction', 'fold', 'keep_mask', 'load_compact', 'report', 'satisfies',
-        'save_compact', 'soft_mask', 'sparsify'}
+        'dense_fraction', 'fold', 'keep_mask', 'load_accelerated', 'load_compact', 'report',
+        'satisfies', 'save_accelerated', 'save_compact', 'soft_mask', 'sparsify'}
 
 
 def test_a_config_finds_what_is_registered_alone():

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint with the metrics of its config.
+"""Evaluate a checkpoint, or a file that tools/accelerate.py wrote, with the metrics of its config.
 
     python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--out RESULTS.pkl] ...
 """
@@ -7,14 +7,16 @@ import argparse
 from pathlib import Path
 
 from mmdet.evaluation import DumpDetResults
+from mmengine.model import is_model_wrapper
 
 from maxq_mm import cli
+from maxq_mm.runtime import served
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_run_arguments(parser)
-    parser.add_argument('checkpoint', type=Path, help='checkpoint file')
+    parser.add_argument('checkpoint', type=Path, help='checkpoint or accelerated file')
     parser.add_argument('--out', type=Path, metavar='RESULTS.pkl', help='write all predictions')
     parser.add_argument('--show-dir', type=Path,
                         help='write images of detections beside ground truth')
@@ -25,13 +27,26 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def read_accelerated(path: Path) -> served.Served | None:
+    """An accelerated file; None if it is another kind of file."""
+    try:
+        return served.read_accelerated(path) if served.is_accelerated_file(path) else None
+    except FileNotFoundError as error:
+        raise cli.InputError(str(error)) from error
+
+
 def main() -> None:
     args = parse_args()
     cfg = cli.prepare_run(args, 'test')
     cli.check_settings(cfg, args.config, 'test_dataloader', 'test_cfg', 'test_evaluator')
     cli.check_data(cfg, 'test')
-    checkpoint = cli.read_checkpoint(args.checkpoint, mapped=True)  # mmengine reads it again
-    cfg.load_from = str(args.checkpoint)
+    accelerated = read_accelerated(args.checkpoint)
+    if accelerated is None:
+        checkpoint = cli.read_checkpoint(args.checkpoint, mapped=True)  # mmengine reads it again
+        cfg.load_from = str(args.checkpoint)
+    else:
+        checkpoint = accelerated.checkpoint
+        cfg.load_from = None
     cfg.resume = False
     if args.show_dir is not None:
         cfg.setdefault('default_hooks', {}).setdefault('visualization', {}).update(
@@ -41,6 +56,10 @@ def main() -> None:
     cli.build_data(runner, 'test')
     cli.check_classes(checkpoint, args.checkpoint, runner.test_dataloader.dataset)
     del checkpoint
+    if accelerated is not None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.to('cpu').eval()  # whatever else the Runner has found
+        served.use_decisions(model, accelerated.decisions, args.checkpoint)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
     runner.test()

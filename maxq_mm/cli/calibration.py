@@ -25,7 +25,7 @@ from .checkpoints import read_checkpoint
 from .data import check_data, datasets
 from .run import positive
 
-_PICTURES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
+PICTURES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 
 
 class Images(Protocol):
@@ -62,7 +62,7 @@ class ImageFolder:
         if not folder.is_dir():
             raise InputError(f'image folder not found: {folder}')
         self.paths = sorted(path for path in folder.rglob('*')
-                            if path.suffix.lower() in _PICTURES)
+                            if path.suffix.lower() in PICTURES)
         if not self.paths:
             raise InputError(f'no images in {folder}')
         init_default_scope(cfg.get('default_scope', 'mmdet'))

@@ -1,35 +1,27 @@
 """Folded checkpoints without their zeros, in a file of about N/M of the size.
 
-The file is a dict that torch's safe loader reads::
-
-    maxq_compact  1, the version
-    sha256        of ``content``
-    content       uint8: what torch.save makes of dict(checkpoint, packed)
-    state_dict    a sentence: tools that do not know the format fail on it
-
-``checkpoint`` is the folded checkpoint with None in place of each packed weight, and ``packed`` has
-these by state-dict key, with the fields of :class:`~maxq_mm.functional.compact.Compact`. mmengine
+It is one with a checksum (:mod:`maxq_mm.utils.sealed`) of dict(checkpoint, packed): ``checkpoint``
+is the folded checkpoint with None in place of each packed weight, and ``packed`` has these by
+state-dict key, with the fields of :class:`~maxq_mm.functional.compact.Compact`. mmengine
 (``load_from``, ``init_detector``) reads such a file by the name ``compact:PATH``.
 """
 
 import copy
-import hashlib
-import io
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from ..functional.compact import Compact, compact, expand
-from ..utils.errors import InputError, first_line
+from ..functional.pattern import Pattern
+from ..utils.errors import InputError
 from ..utils.files import load_file, save_file
+from ..utils.sealed import Format, other_format
 from .checkpoint import fold_checkpoint, layer_patterns
 
-KEY = 'maxq_compact'
-VERSION = 1
+FORMAT = Format('maxq_compact', 1, 'a compact file', 'read it with maxq_mm.load_compact')
 PREFIX = 'compact:'
-_HINT = 'a compact file of maxq_mm: read it with maxq_mm.load_compact'
 # About what torch.save adds to a tensor; a small layer's indices are not worth a tensor.
 _TENSOR_OVERHEAD = 512
 
@@ -51,7 +43,7 @@ def load_compact(path: str | Path) -> dict:
         InputError: no compact file, one of another version, or a damaged one.
     """
     stored = load_file(path)
-    if KEY not in stored:
+    if FORMAT.key not in stored:
         raise InputError(f'not a compact file: {path}')
     return _from_compact(stored, path)
 
@@ -59,11 +51,17 @@ def load_compact(path: str | Path) -> dict:
 def load_any(path: str | Path, mapped: bool = False) -> dict:
     """A checkpoint that may be compact, also as ``compact:PATH``; errors: :func:`load_compact`.
 
-    ``mapped`` as for :func:`~maxq_mm.utils.files.load_file`; a compact file is read whole.
+    ``mapped`` as for :func:`~maxq_mm.utils.files.load_file`; a compact file is read whole. Other
+    files of maxq_mm are no checkpoints, and refused.
     """
     path = str(path).removeprefix(PREFIX)
     stored = load_file(path, mapped)
-    return _from_compact(stored, path) if KEY in stored else stored
+    if FORMAT.key in stored:
+        return _from_compact(stored, path)
+    other = other_format(stored)
+    if other is not None:
+        raise InputError(f'no checkpoint: {path} is {other}')
+    return stored
 
 
 def name_for_mmengine(path: str) -> str:
@@ -72,7 +70,7 @@ def name_for_mmengine(path: str) -> str:
     Raises:
         InputError: a file, but not a readable checkpoint.
     """
-    if Path(path).is_file() and KEY in load_file(path, mapped=True):
+    if Path(path).is_file() and FORMAT.key in load_file(path, mapped=True):
         return f'{PREFIX}{path}'
     return path
 
@@ -87,9 +85,23 @@ def to_compact(checkpoint: dict) -> dict:
     """What :func:`save_compact` writes of a checkpoint, which stays as it is; same errors."""
     folded = fold_checkpoint(checkpoint)
     state = copy.copy(folded.get('state_dict', {}))  # with its _metadata, unlike its own copy()
+    patterns = {f'{name}.weight': pattern for name, pattern in layer_patterns(folded).items()}
+    packed = pack_state(state, patterns)
+    return FORMAT.seal(dict(checkpoint={**folded, 'state_dict': state}, packed=packed))
+
+
+def pack_state(state: MutableMapping[str, Tensor | None], patterns: Mapping[str, str | Pattern]
+               ) -> dict[str, dict]:
+    """Take the weights that are smaller compact out of a state dict, which gets None for each.
+
+    ``patterns`` by state-dict key. Returns each weight's fields by key; :func:`unpack_state` puts
+    them back.
+
+    Raises:
+        InputError: a weight that is missing or does not satisfy its pattern.
+    """
     packed = {}
-    for name, pattern in layer_patterns(folded).items():
-        key = f'{name}.weight'
+    for key, pattern in patterns.items():
         weight = state.get(key)
         if not isinstance(weight, Tensor):
             raise InputError(f'the checkpoint has no {key}')
@@ -99,13 +111,10 @@ def to_compact(checkpoint: dict) -> dict:
             raise InputError(f'{key}: {error}') from error
         if entry is not None:
             packed[key], state[key] = entry, None
-    buffer = io.BytesIO()
-    torch.save(dict(checkpoint={**folded, 'state_dict': state}, packed=packed), buffer)
-    content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-    return {KEY: VERSION, 'sha256': _sha256(content), 'content': content, 'state_dict': _HINT}
+    return packed
 
 
-def _entry(weight: Tensor, pattern: str) -> dict | None:
+def _entry(weight: Tensor, pattern: str | Pattern) -> dict | None:
     """The packed weight as plain values; None if that is no smaller."""
     packed = compact(weight, pattern)
     extra = 1 + (packed.signs.numel() > 0)
@@ -115,26 +124,21 @@ def _entry(weight: Tensor, pattern: str) -> dict | None:
 
 
 def _from_compact(stored: dict, path: str | Path) -> dict:
-    version, content = stored[KEY], stored.get('content')
-    if type(version) is not int or version != VERSION:
-        found = version if type(version) is int else f'of type {type(version).__name__}'
-        raise InputError(f'{path} is a compact file of another version than {VERSION}: {found}')
-    if not isinstance(content, Tensor) or content.dtype != torch.uint8 or content.dim() != 1:
-        raise InputError(f'{path} is a compact file without content')
-    if stored.get('sha256') != _sha256(content):
-        raise InputError(f'{path} is damaged: its content does not have its checksum')
+    inner = FORMAT.open(stored, path)
     try:
-        # a folded checkpoint needs none of mmengine's classes, so any torch reads it safely
-        inner = torch.load(io.BytesIO(content.numpy()), map_location='cpu', weights_only=True)
-        return _expanded(inner)
-    except Exception as error:  # torch raises many kinds
-        raise InputError(
-            f'{path} is not a sound compact file: {first_line(error)}') from error
+        checkpoint = part_of(inner, 'checkpoint')
+        unpack_state(part_of(checkpoint, 'state_dict'), part_of(inner, 'packed'))
+    except Exception as error:  # what is in a dict can be anything
+        raise FORMAT.unsound(path, error) from error
+    return checkpoint
 
 
-def _expanded(inner: dict) -> dict:
-    checkpoint, packed = _part(inner, 'checkpoint'), _part(inner, 'packed')
-    state = _part(checkpoint, 'state_dict')
+def unpack_state(state: MutableMapping[str, Tensor | None], packed: Mapping[str, dict]) -> None:
+    """Put the weights back that :func:`pack_state` took out of ``state``, bit for bit.
+
+    Raises:
+        InputError: they are damaged, or not those that ``state`` lacks.
+    """
     for key, entry in packed.items():
         if not isinstance(entry, dict) or entry.keys() != set(Compact._fields):
             raise InputError(f'{key} must have {", ".join(Compact._fields)}')
@@ -147,15 +151,11 @@ def _expanded(inner: dict) -> dict:
     empty = next((key for key, value in state.items() if value is None), None)
     if empty is not None:
         raise InputError(f'{empty} is missing')
-    return checkpoint
 
 
-def _part(parts: dict, name: str) -> dict:
+def part_of(parts: dict, name: str) -> dict:
+    """A dict in the dict that a file holds; InputError if there is none."""
     part = parts.get(name) if isinstance(parts, dict) else None
     if not isinstance(part, dict):
         raise InputError(f'it has no {name}')
     return part
-
-
-def _sha256(content: Tensor) -> str:
-    return hashlib.sha256(content.contiguous().numpy()).hexdigest()

@@ -14,6 +14,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from ..functional.masks import satisfies
+from ..nn.accelerated import is_accelerated
 from ..nn.concerns import concerns
 from ..nn.layers import MaxQLayer
 from ..nn.report import report
@@ -243,6 +244,9 @@ class MaxQHook(Hook):
                              'their masks and cannot be used with MaxQHook')
 
     def _use_as_stored(self, runner: Runner) -> None:
+        if is_accelerated(_plain_model(runner)):  # its kernels have weights of their own
+            runner.logger.info('MaxQ: the model is accelerated; it is tested as it is')
+            return
         model = _with_frozen_stages(runner)
         for module in model.modules():
             if isinstance(module, MaxQLayer):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional.pattern import Pattern
+from ..nn.accelerated import is_accelerated
 from ..nn.layers import MaxQLayer
 from ..nn.predictors import predicting_layers
 from ..utils.errors import InputError
@@ -16,12 +17,12 @@ from .calls import check_inputs
 from .candidates import stay_float
 from .choose import Choice, choose
 from .compiled import Compiled
-from .detectors import install_around
+from .decisions import Decisions, LayerDecision
 from .fuse import layers_of
-from .install import is_accelerated, seal
 from .partition import INT8_WAYS
 from .parts import Part, Search
 from .patterns import any_pattern, sparsest
+from .place import install
 from .report import AccelerationReport, Rounding
 from .rows import row
 from .semi_structured import accelerate_on_gpu
@@ -146,6 +147,7 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
     by_weight = {module.weight: pattern for module, pattern in patterns.items()}
     choices: dict[Tensor, list[Choice]] = defaultdict(list)
     kept: dict[Tensor, str] = {}
+    names = {parameter: name for name, parameter in model.named_parameters()}
     ready: list[tuple] = []
     rounding = []
     for part in search.parts:
@@ -160,22 +162,25 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
         elif not (off := part.agreement(compiled, part.calls[0]).difference) <= TOLERANCE:
             search.untraced.append((part.name, f'its program differs by {off:.1e}'))
             continue
-        ready.append((part, compiled))
+        ready.append((part, compiled, part.decision(tuple(
+            LayerDecision(names.get(layer.source, ''), choice.way,
+                          choice.pattern and str(choice.pattern))
+            for layer, choice in chosen.items()))))
         for layer, choice in chosen.items():
             choices[layer.source].append(choice)
         kept.update((layer.source, reason) for layer, reason in reasons.items())
     rows = tuple(row(name, module, choices.get(module.weight), by_weight.get(module.weight),
                      module in search.called, kept.get(module.weight))
                  for name, module in layers.items())
-    for part, compiled in ready:  # nothing is changed before all is known
-        part.install(compiled)
-    replaced = install_around(model)
-    seal(model)
     isa = kernels.instruction_set()
+    traced = tuple(part.name for part, *_ in ready)
+    # Nothing is changed before all is known.
+    replaced = install(
+        model, [(part.place, compiled) for part, compiled, _ in ready],
+        Decisions(tuple(decision for *_, decision in ready), isa, torch.get_num_threads()))
     return AccelerationReport(rows, f'{isa or "no N:M kernel for this CPU"}, '
                               f'{torch.get_num_threads()} threads',
-                              tuple(part.name for part, _ in ready), tuple(search.untraced),
-                              tuple(rounding), replaced)
+                              traced, tuple(search.untraced), tuple(rounding), replaced)
 
 
 def _rounding(part: Part, compiled: Compiled) -> Rounding:

@@ -122,7 +122,7 @@ class _Observed:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Have the model's calls of the part computed here."""
-        module, name = self.part.module, FEATURES if self.part.is_trunk else 'forward'
+        module, name = self.part.module, FEATURES if self.part.place.is_trunk else 'forward'
         original = getattr(module, name)
 
         def call(*args, **kwargs):
@@ -132,7 +132,7 @@ class _Observed:
             if len(self.part.samples) < SAMPLES and all(x.numel() for x in tensors):
                 self.part.samples.append(Call(args, kwargs, None))
             results = self._compute(tensors)
-            return results[0] if self.part.is_trunk else results
+            return results[0] if self.part.place.is_trunk else results
 
         vars(module)[name] = call
         try:

@@ -2,12 +2,19 @@
 
 from collections.abc import Collection
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from .fuse import Layer, layers_of
 from .partition import fits, tensors
 from .parts import Part
-from .trace import flatten
+from .trace import Trace, flatten
+
+
+def has_ranges(node: fx.Node, trace: Trace) -> bool:
+    """Whether it is known how a layer's inputs and its output are quantized."""
+    x, residual, _ = node.args
+    return all(value.name in trace.quantizations for value in (x, residual, node)
+               if value is not None)
 
 
 def stay_float(part: Part, args: tuple, predicting: Collection[Tensor]) -> dict[Layer, str]:
@@ -29,12 +36,10 @@ def stay_float(part: Part, args: tuple, predicting: Collection[Tensor]) -> dict[
         if not isinstance(node.target, Layer):
             images |= {node} if takes_image else set()
             continue
-        x, residual, _ = node.args
-        values = [value for value in (x, residual, node) if value is not None]
         if takes_image:
             reasons.setdefault(node.target, 'takes the image')
         elif not fits(node):
             reasons.setdefault(node.target, 'some of its calls are not of a program')
-        elif any(value.name not in part.trace.quantizations for value in values):
+        elif not has_ranges(node, part.trace):
             reasons.setdefault(node.target, 'no range: not called on calibration images')
     return reasons

@@ -8,34 +8,12 @@ import threading
 import weakref
 from functools import cache
 
-import torch
 from torch import Tensor, nn
 
-from ..utils.errors import InputError
+from ..nn.accelerated import Accelerated
 from .compiled import Compiled
+from .decisions import Decisions
 from .trace import flatten
-
-
-class Accelerated:
-    """A mixin of module types."""
-
-    def train(self, mode: bool = True):
-        """Raises InputError unless ``mode`` is False."""
-        if mode:
-            raise InputError('the model is accelerated, for inference alone: train the model that '
-                             'it was made of')
-        return super().train(mode)
-
-    def _load_from_state_dict(self, *args) -> None:
-        raise InputError('the model is accelerated, its kernels have the weights it had then: '
-                         'load weights before maxq_mm.accelerate')
-
-    def _apply(self, fn, *args, **kwargs):
-        changed = fn(torch.zeros(1))
-        if changed.dtype != torch.float32 or changed.device.type != 'cpu':
-            raise InputError(f'the model is accelerated for float32 on cpu, not {changed.dtype} on '
-                             f'{changed.device}: convert it before maxq_mm.accelerate')
-        return super()._apply(fn, *args, **kwargs)
 
 
 class _Forward(Accelerated):
@@ -104,10 +82,6 @@ def _of_its_kind(kind: type[nn.Module], mixin: type) -> type[nn.Module]:
     return type(name, (mixin, kind), {'__module__': __name__})
 
 
-def is_accelerated(model: nn.Module) -> bool:
-    return any(isinstance(module, Accelerated) for module in model.modules())
-
-
 def install_forward(module: nn.Module, compiled: Compiled) -> None:
     become(module, _Forward)
     vars(module)['_compiled'] = compiled
@@ -121,10 +95,16 @@ def install_trunk(model: nn.Module, head: nn.Module | None, trunk: Trunk) -> Non
             vars(module)['_trunk'] = trunk
 
 
-def seal(model: nn.Module) -> None:
-    """Have the whole model refuse what its compiled parts refuse."""
+def seal(model: nn.Module, decisions: Decisions) -> None:
+    """Have the whole model refuse what its compiled parts refuse, and know what was decided."""
     if not isinstance(model, Accelerated):
         become(model, Accelerated)
+    vars(model)['_decisions'] = decisions
+
+
+def decisions_of(model: nn.Module) -> Decisions | None:
+    """What :func:`seal` was given of ``model``; None if it was given nothing."""
+    return vars(model).get('_decisions')
 
 
 def become(module: nn.Module, mixin: type) -> None:

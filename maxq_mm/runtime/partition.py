@@ -14,8 +14,7 @@ from .fuse import Layer, same_shape
 aten = torch.ops.aten
 # How a layer is computed: by the N:M kernel, by the kernels' own dense one, by torch; by the first
 # two of bytes.
-SPARSE, DENSE, TORCH = 'sparse', 'dense', 'torch'
-INT8, DENSE_INT8 = 'int8', 'dense int8'
+SPARSE, DENSE, TORCH, INT8, DENSE_INT8 = WAYS = ('sparse', 'dense', 'torch', 'int8', 'dense int8')
 SPARSE_WAYS, INT8_WAYS = (SPARSE, INT8), (INT8, DENSE_INT8)
 Choices = Mapping[Layer, str]
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ..utils.errors import first_line
 from .calls import FEATURES, Call, Recording, record, run, takes_images
 from .compiled import Compiled
-from .fuse import fuse
-from .install import Trunk, install_forward, install_trunk
-from .trace import Trace, Untraceable, flatten, trace
+from .decisions import LayerDecision, PartDecision, Place, structure_of
+from .partition import INT8_WAYS
+from .place import function_at, name_of, trace_at
+from .trace import Trace, Untraceable, flatten
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,29 @@ class Agreement:
 
 @dataclass
 class Part:
-    """A module whose forward is traced, or a detector's ``extract_feat`` with its first head's.
+    """A place of ``model``, what is computed there, and what it was called with.
 
-    ``function`` computes what the trace does, ``calls`` are what it was called with, ``samples``
-    some that calibration made.
+    ``samples`` are some calls that calibration made.
     """
 
-    name: str
-    module: nn.Module
-    function: Callable
+    model: nn.Module
+    place: Place
     calls: list[Call]
     trace: Trace
-    is_trunk: bool = False
-    head: nn.Module | None = None
     samples: list[Call] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return name_of(self.model, self.place)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model.get_submodule(self.place.module)
+
+    @property
+    def function(self) -> Callable:
+        """What the trace does."""
+        return function_at(self.model, self.place)
 
     @property
     def tensors(self) -> list[list[Tensor]]:
@@ -64,11 +74,14 @@ class Part:
             min((float(10 * (a.square().sum() / off.square().sum().clamp(min=1e-30)).log10())
                  for a, off in pairs if off.any()), default=math.inf))
 
-    def install(self, compiled: Compiled) -> None:
-        if self.is_trunk:
-            install_trunk(self.module, self.head, Trunk(compiled))
-        else:
-            install_forward(self.module, compiled)
+    def decision(self, layers: tuple[LayerDecision, ...]) -> PartDecision:
+        """What :mod:`.rebuild` needs to make it again."""
+        leaves, arguments = flatten(self.calls[0].args, self.calls[0].kwargs)
+        in_int8 = any(layer.way in INT8_WAYS for layer in layers)
+        return PartDecision(
+            self.place, structure_of(arguments), tuple(tuple(leaf.shape) for leaf in leaves),
+            layers, tuple((name, found.scale, found.zero_point) for name, found
+                          in self.trace.quantizations.items()) if in_int8 else ())
 
 
 @dataclass
@@ -119,12 +132,8 @@ class Search:
         if not calls or not self._left & recording.within:
             return False
         for head in (*self._first_heads(recording), None):
-            def function(*args, head=head, **kwargs):
-                features = self.model.extract_feat(*args, **kwargs)
-                return features, () if head is None else head(features)
-
-            name = FEATURES if head is None else f'{FEATURES} and {self._names[head]}'
-            if self._add(name, self.model, function, calls, is_trunk=True, head=head):
+            name = None if head is None else self._names[head]
+            if self._add(Place(is_trunk=True, head=name), calls):
                 self._left -= recording.within
                 return True
         return False
@@ -144,23 +153,19 @@ class Search:
         if not self._left & {*module.modules()}:
             return
         calls = recording.calls.get(module)
-        if calls and self._add(self._names[module], module, module.forward, calls):
+        if calls and self._add(Place(self._names[module]), calls):
             return
         for child in module.children():
             self._descend(child, recording)
 
-    def _add(self, name: str, module: nn.Module, function: Callable, calls: list[Call],
-             **options) -> bool:
-        name = name or type(module).__name__
+    def _add(self, place: Place, calls: list[Call]) -> bool:
         try:
-            found = trace(module, function, calls[0].args, calls[0].kwargs)
+            found = trace_at(self.model, place, calls[0].args, calls[0].kwargs)
         except Untraceable as error:
-            self.untraced.append((name, str(error)))
+            self.untraced.append((name_of(self.model, place), str(error)))
             return False
-        fuse(found)
-        self.parts.append(Part(name, module, function, calls, found, **options))
-        if not options.get('is_trunk'):
-            self._left -= {*module.modules()}
-        elif options['head'] is not None:
-            self._left -= {*options['head'].modules()}
+        self.parts.append(Part(self.model, place, calls, found))
+        whole = place.head if place.is_trunk else place.module
+        if whole is not None:
+            self._left -= {*self.model.get_submodule(whole).modules()}
         return True

@@ -56,12 +56,15 @@ def trace(model: nn.Module, function: Callable, args: tuple, kwargs: dict) -> Tr
     """Trace ``function``, which calls modules of ``model``, with arguments alike but for sizes.
 
     Raises:
-        Untraceable: data-dependent control flow, or arguments or results other than tensors.
+        Untraceable: data-dependent control flow, arguments other than float32 tensors, or results
+            other than tensors.
     """
     leaves, arguments = flatten(args, kwargs)
-    unlike = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
+    unlike = [leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves
+              if not isinstance(leaf, Tensor) or leaf.dtype != torch.float32]
     if unlike or not leaves:
-        raise Untraceable(f'takes a {unlike[0]}, not only tensors' if unlike else 'takes nothing')
+        raise Untraceable(f'takes a {unlike[0]}, not only float32 tensors' if unlike
+                          else 'takes nothing')
     axes = [_DYNAMIC.get(leaf.ndim, (0, )) for leaf in leaves]
     # Sizes 0 and 1 would be taken for constants.
     examples = [leaf.new_zeros([max(size, 2) if axis in free else size

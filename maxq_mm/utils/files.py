@@ -24,10 +24,12 @@ def load_file(path: str | Path, mapped: bool = False) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
-        InputError: not a checkpoint, cut short, or holding what the safe loader refuses.
+        InputError: no file, not a checkpoint, cut short, or holding what the safe loader refuses.
     """
     path = Path(path)
     if not path.is_file():
+        if path.exists():
+            raise InputError(f'checkpoint not found: {path} is a folder or a device')
         raise FileNotFoundError(f'checkpoint not found: {path}')
     # torch < 2.6 cannot be told of mmengine's classes; there mmengine reads files like this, too.
     safe = torch.__version__ >= '2.6'

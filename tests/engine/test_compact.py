@@ -9,6 +9,7 @@ import maxq_mm
 from maxq_mm.engine import compact
 from maxq_mm.engine.checkpoint import fold_checkpoint, store_effective
 from maxq_mm.utils.files import load_file, save_file
+from maxq_mm.utils.sealed import sha256
 
 OVERRIDES = {'2': '1:16', '3': '2:2'}
 
@@ -48,7 +49,7 @@ def write_inner(inner, path):
     buffer = io.BytesIO()
     torch.save(inner, buffer)
     content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-    save_file({**load_file(path), 'content': content, 'sha256': compact._sha256(content)}, path)
+    save_file({**load_file(path), 'content': content, 'sha256': sha256(content)}, path)
 
 
 def raw_bytes(tensor):
@@ -209,7 +210,7 @@ def test_content_that_is_not_sound(path, change, named):
 def test_content_of_another_kind(path):
     for inner in ([1], print):
         write_inner(inner, path)
-        with pytest.raises(ValueError, match='a.pth is not a sound compact file'):
+        with pytest.raises(ValueError, match='a.pth is not sound as a compact file'):
             maxq_mm.load_compact(path)
 
 
@@ -229,7 +230,7 @@ def test_what_cannot_be_saved_harms_nothing(folded, path, monkeypatch):
     save = torch.save
 
     def broken(content, file):
-        if compact.KEY not in content:  # the content alone, which goes to memory
+        if compact.FORMAT.key not in content:  # the content alone, which goes to memory
             return save(content, file)
         file.write(b'half')
         raise OSError('disk full')

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
 
-from maxq_mm import MaxQConv2d, MaxQHook, satisfies
+from maxq_mm import MaxQConv2d, MaxQHook, accelerate, satisfies
 from maxq_mm.utils.files import load_file
 
 from .runs import Classifier, make_runner
@@ -335,3 +335,14 @@ def test_an_iteration_based_loop_has_no_epochs(tmp_path):
     runner = make_runner(tmp_path, HOOKS, loop=dict(by_epoch=False, max_iters=8, val_interval=8))
     with pytest.raises(ValueError, match='by_epoch=False'):
         runner.train()
+
+
+def test_an_accelerated_model_is_tested_as_it_is(trained, tmp_path):
+    """The hook leaves it in inference mode; it would not go into another."""
+    _, work_dir = trained
+    checkpoint = load_file(work_dir / 'epoch_4.pth')
+    tester = make_runner(tmp_path, HOOKS)
+    tester.model.load_state_dict(checkpoint['state_dict'])
+    expected = tester.test()['total']
+    accelerate(tester.model.eval(), torch.randn(16, 8, 6, 6))
+    assert tester.test()['total'] == pytest.approx(expected, rel=1e-4)

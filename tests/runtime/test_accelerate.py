@@ -329,3 +329,27 @@ def test_patterns_of_odd_weights():
     assert sparsest(torch.zeros(0, 16)) is None
     assert sparsest(torch.zeros(4, 3, 7, 7)) is None
     assert re.fullmatch('1:3', str(any_pattern(torch.zeros(4, 3, 7, 7))))
+
+
+class OfNumbers(nn.Module):
+    """Takes whole numbers, for which there are no programs; what is in it takes tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 16)
+        self.body = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+
+    def forward(self, x):
+        return self.body(self.embedding(x))
+
+
+def test_a_part_of_other_inputs_falls_into_its_children():
+    model = sparse(OfNumbers(), '1:4')
+    expected = copy.deepcopy(model)
+    x = torch.randint(10, (6, 5))
+    report = accelerate(model, x)
+    assert report.traced == ('body', )
+    assert report.untraced == (('OfNumbers', 'takes a torch.int64, not only float32 tensors'), )
+    if kernels.instruction_set() is not None:  # layers of tokens are measured, too
+        assert all(row.sparse_ms > 0 for row in report.layers)
+    assert_alike(model, expected, x)

@@ -1,19 +1,21 @@
 """tools/accelerate.py on a small trained detector: as fast as it says, and the same scores."""
 
 import json
+import subprocess
+import sys
+
+import pytest
+
+from maxq_mm.utils.files import load_file, save_file
 
 from ..running import run_tool
 from .conftest import CONFIG
 
 
-def test_scores_stay(folded, options, tmp_path):
-    out = tmp_path / 'out.json'
-    text = run_tool('tools/accelerate.py', CONFIG, folded, '--work-dir', tmp_path, '--repeat', 2,
-                    '--json', out, *options)
+def check_scores(result, text):
     last = text.strip().splitlines()[-1]
     assert last.startswith('detector: ')
     assert last.endswith('the same')
-    result = json.loads(out.read_text())
     dense, fast = result['scores']['dense'], result['scores']['accelerated']
     assert dense.keys() == fast.keys()
     assert all(abs(dense[name] - fast[name]) < 0.0005 for name in dense if name.endswith('mAP'))
@@ -22,6 +24,85 @@ def test_scores_stay(folded, options, tmp_path):
     traced = result['report']['traced']
     assert traced == ['extract_feat and rpn_head', 'roi_head.bbox_head', 'roi_head.mask_head'] \
         or traced == ['extract_feat and rpn_head']
+
+
+@pytest.fixture(scope='module')
+def written(folded, options, tmp_path_factory):
+    """A file to serve from, evaluated."""
+    folder = tmp_path_factory.mktemp('accelerated')
+    text = run_tool('tools/accelerate.py', CONFIG, folded, folder / 'served.pth', '--measure',
+                    '--work-dir', folder, '--repeat', 2, '--json', folder / 'out.json',
+                    '--size', 96, 128, *options)
+    result = json.loads((folder / 'out.json').read_text())
+    check_scores(result, text)
+    assert f'{folder / "served.pth"}: ' in text
+    size = (folder / 'served.pth').stat().st_size
+    assert result['bytes'] == size < 0.85 * folded.stat().st_size  # only the backbone is 2:4
+    return folder / 'served.pth', result['scores']['accelerated']
+
+
+SERVE = '''
+import sys
+import numpy as np
+from mmdet.apis import DetInferencer, inference_detector
+import maxq_mm
+model = maxq_mm.load_accelerated(sys.argv[1])
+image = np.random.default_rng(0).integers(0, 255, (90, 70, 3)).astype('uint8')
+found = inference_detector(model, image).pred_instances
+inferencer = DetInferencer(model.cfg, device='cpu')
+inferencer.model = model
+answer = inferencer(image, no_save_vis=True, return_vis=True)
+assert answer['predictions'][0]['scores'] == found.scores.tolist()
+assert answer['visualization'][0].shape == image.shape
+assert inference_detector(model, image[:1, :1]).pred_instances is not None
+print(model.dataset_meta['classes'], type(model).__name__)
+'''
+
+
+def test_a_file_serves_where_nothing_else_is(written, tmp_path):
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', SERVE, written[0]], text=True,
+                            capture_output=True, cwd=tmp_path, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "('disc', 'box', 'triangle') AcceleratedMaskRCNN" in result.stdout
+
+
+def test_a_file_has_the_scores_of_its_detector(written, options, tmp_path):
+    text = run_tool('tools/test.py', CONFIG, written[0], '--work-dir', tmp_path, *options)
+    assert 'the model is accelerated; it is tested as it is' in text
+    for name in ('bbox', 'segm'):
+        assert f'coco/{name}_mAP: {written[1][f"coco/{name}_mAP"]:.4f}' in text
+
+
+def test_without_a_file_it_measures(folded, options, tmp_path):
+    out = tmp_path / 'out.json'
+    text = run_tool('tools/accelerate.py', CONFIG, folded, '--work-dir', tmp_path, '--repeat', 2,
+                    '--json', out, *options)
+    check_scores(json.loads(out.read_text()), text)
+
+
+def test_another_config(refuse, written, tmp_path, shapes):
+    error = refuse('test.py', 'configs/faster_rcnn_r18_not_there.py', written[0])
+    assert 'config not found' in error
+    error = refuse('test.py', CONFIG, written[0], '--data-root', shapes, '--work-dir', tmp_path,
+                   '--cfg-options', 'model.neck.out_channels=32')
+    assert f'checkpoint {written[0]} does not fit the config' in error
+
+
+def test_damaged_files(refuse, written, tmp_path, shapes):
+    arguments = ('--data-root', shapes, '--work-dir', tmp_path)
+    path = tmp_path / 'half.pth'
+    path.write_bytes(written[0].read_bytes()[:5000])
+    assert str(path) in refuse('test.py', CONFIG, path, *arguments)
+    save_file({**load_file(written[0]), 'maxq_accelerated': 7}, path)
+    assert 'another version than 1: 7' in refuse('test.py', CONFIG, path, *arguments)
+    assert 'is an accelerated file' in refuse('accelerate.py', CONFIG, written[0], *arguments)
+
+
+def test_what_cannot_be_written(refuse, folded, tmp_path):
+    before = folded.read_bytes()
+    assert 'is the input itself' in refuse('accelerate.py', CONFIG, folded, folded)
+    assert str(tmp_path) in refuse('accelerate.py', CONFIG, folded, tmp_path)
+    assert folded.read_bytes() == before
 
 
 def test_refuses_what_is_not_there(refuse):

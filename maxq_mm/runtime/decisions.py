@@ -1,0 +1,96 @@
+"""What was decided about a model on the machine where it was measured: plain values.
+
+With them and the weights, :mod:`.rebuild` makes the accelerated model anew, in any process.
+"""
+
+from dataclasses import asdict, dataclass
+
+from torch.utils import _pytree as pytree
+
+from ..functional.pattern import Pattern
+from ..utils.errors import InputError
+from .partition import WAYS
+
+
+@dataclass(frozen=True)
+class Place:
+    """What of a model becomes a program: a module's forward; by default, the model's own.
+
+    With ``is_trunk`` a detector's ``extract_feat`` and the forward of ``head``, which takes its
+    features; None: no head.
+    """
+
+    module: str = ''
+    is_trunk: bool = False
+    head: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerDecision:
+    """How a layer is computed, by its weight's name; '': it is no parameter of the model."""
+
+    weight: str
+    way: str
+    pattern: str | None
+
+    def __post_init__(self) -> None:
+        if self.way not in WAYS:
+            raise InputError(f'{self.weight} is computed in an unknown way, {self.way!r}')
+        if self.pattern is not None:
+            Pattern.parse(self.pattern)
+
+
+@dataclass(frozen=True)
+class PartDecision:
+    """A part that is traced: where, with which arguments, and how its layers are computed.
+
+    ``structure`` is how the arguments are put together of tensors of ``shapes``, as torch's pytree
+    writes it; ``layers`` are in the order of the graph. ``quantizations``: name, scale and zero
+    point of the values that int8 layers read and give.
+    """
+
+    place: Place
+    structure: str
+    shapes: tuple[tuple[int, ...], ...]
+    layers: tuple[LayerDecision, ...]
+    quantizations: tuple[tuple[str, float, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """All parts, and what was measured on: ``instruction_set`` None is a machine without kernels.
+    """
+
+    parts: tuple[PartDecision, ...]
+    instruction_set: str | None
+    threads: int
+
+    def as_dict(self) -> dict:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: dict) -> 'Decisions':
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            TypeError, KeyError, InputError: what it can never have made.
+        """
+        parts = tuple(
+            PartDecision(Place(**part['place']), part['structure'],
+                         tuple(tuple(shape) for shape in part['shapes']),
+                         tuple(LayerDecision(**layer) for layer in part['layers']),
+                         tuple((str(name), float(scale), int(zero_point))
+                               for name, scale, zero_point in part['quantizations']))
+            for part in plain['parts'])
+        return cls(**{**plain, 'parts': parts})
+
+
+def structure_of(arguments: pytree.TreeSpec) -> str:
+    """What :class:`PartDecision` has of the arguments' structure."""
+    return pytree.treespec_dumps(arguments)
+
+
+def arguments_of(structure: str, leaves: list) -> tuple[tuple, dict]:
+    """Arguments and keyword arguments of this structure."""
+    return pytree.tree_unflatten(leaves, pytree.treespec_loads(structure))

@@ -1,0 +1,85 @@
+"""An accelerated model made of what was decided about it: nothing is measured, no data are needed.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ..functional.pattern import Pattern
+from ..utils.errors import InputError
+from . import kernels
+from .candidates import has_ranges
+from .choose import packer, possible_ways
+from .compiled import Compiled
+from .decisions import Decisions, LayerDecision, PartDecision, arguments_of
+from .fuse import Layer, layers_of
+from .partition import TORCH, fits
+from .place import install, name_of, trace_at
+from .quantization import Quantization
+from .trace import Untraceable
+
+
+@torch.no_grad()
+def rebuild(model: nn.Module, decisions: Decisions) -> list[str]:
+    """Accelerate ``model``, in place, by ``decisions`` about one with the same weights.
+
+    A layer whose kernel is not to be had here is torch's, and a part that cannot be traced here
+    stays as it is: results are the same.
+
+    Returns:
+        What is otherwise than where it was measured, a sentence each.
+
+    Raises:
+        InputError: another model than that which was decided about.
+    """
+    problems = []
+    found = kernels.instruction_set()
+    if found != decisions.instruction_set:
+        problems.append(f'it was measured with {decisions.instruction_set or "no kernels"}, this '
+                        f'machine runs {found or "no kernels: its layers are dense"}')
+    ready = []
+    for part in decisions.parts:
+        try:
+            ready.append((part.place, _compiled(model, part)))
+        except Untraceable as error:
+            problems.append(f'{name_of(model, part.place)} cannot be traced here and stays dense '
+                            f'({error})')
+        except AttributeError as error:
+            raise InputError(f'the model has no {name_of(model, part.place)}') from error
+    install(model, ready, decisions)
+    return problems
+
+
+def _compiled(model: nn.Module, part: PartDecision) -> Compiled:
+    args, kwargs = arguments_of(part.structure, [torch.zeros(shape) for shape in part.shapes])
+    trace = trace_at(model, part.place, args, kwargs)
+    decided = _decided(layers_of(trace), part, model)
+    patterns = {layer: Pattern.parse(found.pattern) for layer, found in decided.items()
+                if found.pattern is not None}
+    trace.quantizations = {name: Quantization(scale, zero_point)
+                           for name, scale, zero_point in part.quantizations}
+    float32 = {node.target for node in trace.graph.nodes if isinstance(node.target, Layer)
+               and not (fits(node) and has_ranges(node, trace))}
+    ways = {}
+    for layer, found in decided.items():
+        possible, _ = possible_ways(layer, patterns.get(layer), layer not in float32)
+        ways[layer] = found.way if found.way in possible else TORCH
+    return Compiled(trace, ways, packer(patterns))
+
+
+def _decided(layers: list[Layer], part: PartDecision, model: nn.Module
+             ) -> Mapping[Layer, LayerDecision]:
+    """By the weights' names; of a weight that is several layers', in their order."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    recorded = defaultdict(deque)
+    for layer in part.layers:
+        recorded[layer.weight].append(layer)
+    found = {}
+    for layer in layers:
+        name = names.get(layer.source, '')
+        # Another torch may trace more layers than were decided about.
+        found[layer] = recorded[name].popleft() if recorded[name] else LayerDecision(
+            name, TORCH, None)
+    return found
