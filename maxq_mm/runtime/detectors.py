@@ -128,7 +128,15 @@ def _replaceable(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, type]]
     inside = set()
     for name, module in model.named_modules():
         for kind, method, what, mixin in kinds:
-            if (module not in inside and isinstance(module, kind)
+            if (module not in inside and isinstance(module, kind) and _has_kernel(module)
                     and getattr(type(module), method) is getattr(kind, method)):
                 inside |= {*module.modules()}  # an extractor does not call its layers
                 yield name, what, module, mixin
+
+
+def _has_kernel(module: nn.Module) -> bool:
+    """False for modules whose layers compute something else than RoIAlign's means."""
+    from mmcv.ops import RoIAlign
+
+    layers = [module] if isinstance(module, RoIAlign) else getattr(module, 'roi_layers', None)
+    return layers is None or _roi_align(layers) is not None

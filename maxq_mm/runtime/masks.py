@@ -6,8 +6,9 @@ they are drawn stands in csrc/paste.cpp.
 
 import ctypes
 import functools
+import math
+import mmap
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,8 +31,9 @@ class _Paste(ctypes.Structure):
 
 def can_paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> bool:
     """Whether there is a kernel for these masks and boxes in an image of (height, width)."""
-    if library() is None or any(x.dtype != torch.float32 or x.device.type != 'cpu'
-                                for x in (masks, boxes)):
+    if library() is None or not (masks.numel() and all(size)):
+        return False
+    if any(x.dtype != torch.float32 or x.device.type != 'cpu' for x in (masks, boxes)):
         return False
     if torch.is_grad_enabled() and (masks.requires_grad or boxes.requires_grad):
         return False
@@ -50,8 +52,11 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float)
         rounding decides, grid_sample is asked; None if that is so for more pixels than pays.
     """
     masks, boxes = masks.detach().contiguous(), boxes.detach().contiguous()
-    # numpy's zeros are no memory yet.
-    out = torch.from_numpy(np.zeros((len(masks), *size), np.uint8))
+    # Zeros of the system, which are no memory until a page of them is written. numpy's would ask
+    # for large pages, which can take long to be had.
+    shape = len(masks), *size
+    zeros = mmap.mmap(-1, math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    out = torch.frombuffer(zeros, dtype=torch.uint8).view(shape)
     doubts = torch.empty(_DOUBTS * len(masks), 3, dtype=torch.int64)
     # Both are about twice what some roundings, of this order or another, amount to.
     rounding, drift = 1e-6 * float(masks.amax()), 2.5e-7 * sum(masks.shape[1:])

@@ -91,8 +91,9 @@ def test_modules_of_detectors(pair):
     """Instances change, with what falls back, and no class does."""
     before, after, found = pair
     assert found == {'extractor': 'RoIAlign of all levels', 'boxes': 'suppression',
-                     'masks': 'pasting', 'largest': 'RoIAlign', 'sum.roi_layers.0': 'RoIAlign',
+                     'masks': 'pasting', 'sum.roi_layers.0': 'RoIAlign',
                      'sum.roi_layers.1': 'RoIAlign'}
+    assert type(after.largest) is RoIAlign, 'takes the largest of the samples'
     assert type(before.extractor) is SingleRoIExtractor
     assert type(after.extractor).__name__ == 'AcceleratedSingleRoIExtractor'
     with pytest.raises(ValueError, match='accelerated'):

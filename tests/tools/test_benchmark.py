@@ -45,7 +45,21 @@ def test_runs(tmp_path, what, options):
         assert rows['MaxQ, finished']['kept'] == 1, 'one copy of the sparse weights, no more'
 
 
+def test_profile(tmp_path):
+    text, result = bench('profile', tmp_path / 'out.json', '--pattern', '1:4', '--batch', 1)
+    rows = {row['stage']: row for row in result['rows']}
+    assert rows.keys() >= {'data_preprocessor', 'extract_feat', 'rpn_head.predict_by_feat',
+                           'roi_head.bbox_roi_extractor', 'roi_head.bbox_head', 'other'}
+    for stage, row in rows.items():
+        assert stage in text
+        assert row['dense_ms'] >= 0 <= row['accelerated_ms']
+    assert rows['extract_feat']['dense_ms'] > 0 < rows['extract_feat']['accelerated_ms']
+    assert not any(name.startswith(('backbone', 'neck')) for name in rows), 'of extract_feat'
+    assert result['report']['traced']
+
+
 @pytest.mark.parametrize(('options', 'named'), [
+    (['profile', '--checkpoint', 'some.pth'], 'give --image-dir'),
     (['masks', '--pattern', '4:4'], '4:4 prunes nothing'),
     (['masks', '--pattern', '5:4'], '5:4'),
     (['train', '--device', 'cuda:99'], '--device cuda:99'),
