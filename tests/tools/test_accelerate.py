@@ -42,15 +42,15 @@ def written(folded, options, tmp_path_factory):
 
 
 SERVE = '''
-import sys
+import copy, sys
 import numpy as np
 from mmdet.apis import DetInferencer, inference_detector
 import maxq_mm
 model = maxq_mm.load_accelerated(sys.argv[1])
+inferencer = DetInferencer(copy.deepcopy(model.cfg), device='cpu')  # it changes what it is given
+inferencer.model = model
 image = np.random.default_rng(0).integers(0, 255, (90, 70, 3)).astype('uint8')
 found = inference_detector(model, image).pred_instances
-inferencer = DetInferencer(model.cfg, device='cpu')
-inferencer.model = model
 answer = inferencer(image, no_save_vis=True, return_vis=True)
 assert answer['predictions'][0]['scores'] == found.scores.tolist()
 assert answer['visualization'][0].shape == image.shape
@@ -96,6 +96,20 @@ def test_damaged_files(refuse, written, tmp_path, shapes):
     save_file({**load_file(written[0]), 'maxq_accelerated': 7}, path)
     assert 'another version than 1: 7' in refuse('test.py', CONFIG, path, *arguments)
     assert 'is an accelerated file' in refuse('accelerate.py', CONFIG, written[0], *arguments)
+
+
+def test_load(written, refuse, shapes, tmp_path, folded):
+    out = tmp_path / 'load.json'
+    text = run_tool('tools/benchmark_load.py', written[0], shapes / 'val', '--clients', 2,
+                    '--seconds', 1, '--count', 1, '--json', out)
+    assert "results that differ from a single thread's: 0" in text
+    row = json.loads(out.read_text())
+    assert row['different'] == []
+    assert row['requests'] == 11
+    assert row['memory_mib']['highest'] >= row['memory_mib']['start'] > 0
+    assert 'image folder not found' in refuse('benchmark_load.py', written[0], tmp_path / 'gone')
+    assert f'no images in {tmp_path}' in refuse('benchmark_load.py', written[0], tmp_path)
+    assert 'is a checkpoint' in refuse('benchmark_load.py', folded, shapes / 'val')
 
 
 def test_what_cannot_be_written(refuse, folded, tmp_path):
