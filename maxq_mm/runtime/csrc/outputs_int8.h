@@ -64,7 +64,8 @@ struct Int8 {
     for (int g = 0; g < kGroups; ++g) {
       const int64_t at = output + g * Lanes::kSize;
       if (at >= op.out.c) break;
-      const Lanes scale = Lanes::load(op.scales + at), bias = Lanes::load(op.bias + at).plus(offset);
+      const Lanes scale = Lanes::load(op.scales + at);
+      const Lanes bias = Lanes::load(op.bias + at).plus(offset);
 #pragma GCC unroll 12
       for (int i = 0; i < kPixels; ++i) {
         if (i >= block.count) break;

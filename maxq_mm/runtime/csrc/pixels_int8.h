@@ -1,10 +1,10 @@
 // What pixels.h does, in bytes: uint8 activations, int8 weights, exact sums in int32; AVX2.
 //
-// A row of a tile is one vector. Four rows are interleaved such that each 32 bits hold four inputs of
-// one pixel, and are multiplied by four weights: pairs of products are added in int16, which does
-// not saturate (see quantization.py), pairs of those in int32. Interleaving leaves the pixels in an
-// order that narrowing the sums to bytes undoes. A dense layer's rows are interleaved once, not
-// for each output.
+// A row of a tile is one vector. Four rows are interleaved such that 32 bits hold four inputs of one
+// pixel, and are multiplied by four weights: pairs of products are added in int16, which does not
+// saturate (see quantization.py), pairs of those in int32. Interleaving leaves the pixels in an order
+// that narrowing the sums to bytes undoes. A dense layer's rows are interleaved once, not for each
+// output.
 #pragma once
 
 #include "tiles_int8.h"

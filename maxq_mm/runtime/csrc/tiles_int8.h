@@ -48,7 +48,8 @@ struct Picked<uint8_t> {
           left &= ~(_mm256_movemask_ps(_mm256_castsi256_ps(is_here)) << 8 * i);
           places[i] = _mm256_or_si256(place, _mm256_xor_si256(is_here, _mm256_set1_epi32(-1)));
         }
-        const Bytes narrow = _mm256_permute4x64_epi64(_mm256_packs_epi32(places[0], places[1]), 0xd8);
+        const Bytes pairs = _mm256_packs_epi32(places[0], places[1]);
+        const Bytes narrow = _mm256_permute4x64_epi64(pairs, 0xd8);  // in their order
         bytes[half][counts[half]] = _mm_packs_epi16(_mm256_castsi256_si128(narrow),
                                                     _mm256_extracti128_si256(narrow, 1));
       }
