@@ -15,7 +15,6 @@ from pathlib import Path
 import onnx
 from rich.console import Console
 from rich.progress import track
-from test_onnx import check_classes
 from torch.utils.data import ConcatDataset
 
 from maxq_mm import cli
@@ -59,7 +58,7 @@ def main() -> None:
     if args.keep_float is not None:
         int8.check_names(model, args.keep_float)
     dataset = calibration_set(cfg)
-    check_classes(about, dataset.datasets[0], args.model)
+    cli.check_classes(about.classes, args.model, dataset.datasets[0])
     if args.calib_images > len(dataset):
         raise cli.InputError(f'--calib-images {args.calib_images}: the train set has '
                              f'{len(dataset)} images')

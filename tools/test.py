@@ -39,7 +39,8 @@ def main() -> None:
     runner = cli.build_runner(cfg)
     cli.load_weights(runner.model, checkpoint, args.checkpoint)
     cli.build_data(runner, 'test')
-    cli.check_classes(checkpoint, args.checkpoint, runner.test_dataloader.dataset)
+    cli.check_classes(cli.trained_classes(checkpoint), args.checkpoint,
+                      runner.test_dataloader.dataset)
     del checkpoint
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
