@@ -77,7 +77,7 @@ def main() -> None:
     model = cli.load_model(cfg, checkpoint, args.checkpoint)
     if args.image_dir is None:
         images = cli.build_dataset(cfg, 'test', DATASETS.build)
-        cli.check_classes(checkpoint, args.checkpoint, images)
+        cli.check_classes(cli.trained_classes(checkpoint), args.checkpoint, images)
     else:
         images = ImageFolder(cfg, args.image_dir)
     model.cfg = cfg

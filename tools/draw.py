@@ -56,7 +56,7 @@ def main() -> None:
     checkpoint = cli.read_checkpoint(args.checkpoint)
     model = cli.load_model(cfg, checkpoint, args.checkpoint).to(args.device)
     dataset = cli.build_dataset(cfg, 'test', DATASETS.build)
-    cli.check_classes(checkpoint, args.checkpoint, dataset)
+    cli.check_classes(cli.trained_classes(checkpoint), args.checkpoint, dataset)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     visualizer.dataset_meta = dataset.metainfo
 

@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 import onnx
-from test_onnx import check_classes
 
 from maxq_mm import cli
 from maxq_mm.cli.calibration import add_ranges_argument, calibration_set, images_for_ranges
@@ -46,7 +45,7 @@ def main() -> None:
     if args.keep_float is not None:
         int8.check_names(model, args.keep_float)
     dataset = calibration_set(cfg)
-    check_classes(about, dataset.datasets[0], args.model)
+    cli.check_classes(about.classes, args.model, dataset.datasets[0])
     images = images_for_ranges(dataset, args)
     ranges = int8.measure_ranges(model, (onnx_detector.feeds(image['inputs'], about)
                                          for image in images))

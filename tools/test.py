@@ -47,7 +47,8 @@ def main() -> None:
     runner = cli.build_runner(cfg)
     cli.load_weights(runner.model, checkpoint, args.checkpoint)
     cli.build_data(runner, 'test')
-    cli.check_classes(checkpoint, args.checkpoint, runner.test_dataloader.dataset)
+    cli.check_classes(cli.trained_classes(checkpoint), args.checkpoint,
+                      runner.test_dataloader.dataset)
     del checkpoint
     if accelerated is not None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -19,7 +19,6 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from maxq_mm import cli
-from maxq_mm.deploy.metadata import Metadata
 from maxq_mm.deploy.onnx_detector import OnnxDetector
 
 
@@ -41,17 +40,6 @@ def check_metrics(detector: OnnxDetector, cfg: Config, path: Path) -> None:
     for evaluator in cli.evaluators(cfg, 'test'):
         if 'segm' in (evaluator.get('metric') or ()) and 'masks' not in detector.outputs:
             raise cli.InputError(f'{path} gives no masks, and test_evaluator asks for segm')
-
-
-def check_classes(about: Metadata, dataset, path: Path) -> None:
-    """InputError unless the file finds the classes of the data set."""
-    own, other = about.classes, tuple(dataset.metainfo.get('classes', ()))
-    if own and other and own != other:
-        raise cli.InputError(f'{path} finds {_some(own)}, the data has {_some(other)}')
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return f'{len(names)} classes ({", ".join(names[:3])}{", ..." * (len(names) > 3)})'
 
 
 def evaluate(detector: OnnxDetector, loader: DataLoader, cfg: Config) -> dict[str, float]:
@@ -76,7 +64,7 @@ def main() -> None:
     loader = Runner.build_dataloader(cfg.test_dataloader, seed=0)
     if not len(loader.dataset):
         raise cli.InputError('the test set has no images')
-    check_classes(detector.about, loader.dataset, args.model)
+    cli.check_classes(detector.about.classes, args.model, loader.dataset)
     metrics = evaluate(detector, loader, cfg)
     print(f'{args.model}: ' + ', '.join(
         f'{name} {value:.3f}' for name, value in metrics.items()))

@@ -67,8 +67,7 @@ def build(cfg: Config) -> Runner:
         cli.check_resumable(checkpoint, path)
     runner = cli.build_runner(cfg)
     cli.check_start(runner.model, checkpoint, path)
-    hooks = [hook.get('type') for hook in cfg.get('custom_hooks') or []]
-    if cfg.get('resume') and layer_patterns(checkpoint) and 'MaxQHook' not in hooks:
+    if cfg.get('resume') and layer_patterns(checkpoint) and not cli.maxq_hooks(cfg):
         runner.logger.warning(f'{path} is of a MaxQ training, and the config has no MaxQHook: '
                               'training goes on dense, and the zeros are lost')
     return runner

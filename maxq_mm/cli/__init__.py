@@ -8,6 +8,7 @@ from .checkpoints import (
     load_model,
     load_weights,
     read_checkpoint,
+    trained_classes,
 )
 from .config import (
     add_config_arguments,
@@ -33,10 +34,9 @@ from .run import (
     writing,
 )
 
-__all__ = ['InputError', 'add_config_arguments', 'add_run_arguments', 'build_data',
-           'build_dataset', 'build_runner', 'check_built', 'check_classes', 'check_data',
-           'check_device', 'check_outputs', 'check_resumable', 'check_settings', 'check_start',
-           'datasets', 'evaluators', 'first_line', 'is_of_the_disk', 'load_model',
-           'load_weights', 'maxq_hooks', 'merge_options', 'natural', 'positive', 'prepare_run',
-           'read_checkpoint', 'read_config', 'run', 'use_data_root', 'write_checkpoint',
-           'write_json', 'writing']
+__all__ = ['InputError', 'add_config_arguments', 'add_run_arguments', 'build_data', 'build_dataset',
+           'build_runner', 'check_built', 'check_classes', 'check_data', 'check_device',
+           'check_outputs', 'check_resumable', 'check_settings', 'check_start', 'datasets',
+           'evaluators', 'first_line', 'is_of_the_disk', 'load_model', 'load_weights', 'maxq_hooks',
+           'merge_options', 'natural', 'positive', 'prepare_run', 'read_checkpoint', 'read_config',
+           'run', 'trained_classes', 'use_data_root', 'write_checkpoint', 'write_json', 'writing']

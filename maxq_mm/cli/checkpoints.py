@@ -1,7 +1,7 @@
 """Checkpoints that a tool is given: reading them, and models with their weights."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..engine.checkpoint import COUNTER, KEY, check_fits
+from ..engine.checkpoint import COUNTER, check_fits, maxq_part
 from ..engine.compact import load_any
 from ..utils.errors import InputError
 from .data import some
@@ -37,7 +37,7 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> dict:
 
 def _check_parts(checkpoint: dict, path: str | Path) -> None:
     """InputError unless the parts that tools look at are of the types that mmengine writes."""
-    for key in ('state_dict', 'meta', 'message_hub', 'optimizer', KEY):
+    for key in ('state_dict', 'meta', 'message_hub', 'optimizer'):
         _check_mapping(checkpoint, key, path)
     for key, value in checkpoint.get('state_dict', checkpoint).items():
         if not isinstance(key, str):
@@ -54,18 +54,10 @@ def _check_parts(checkpoint: dict, path: str | Path) -> None:
         if not isinstance(history, HistoryBuffer):
             raise InputError(f'not a checkpoint: {path} has a {type(history).__name__} in place of '
                              f'the history of {name}')
-    maxq = checkpoint.get(KEY, {})
-    for part in ('layers', 'raw', 'ramp'):
-        if part != 'ramp' or maxq.get(part) is not None:
-            _check_mapping(maxq, part, path, f'{KEY}.')
-    for name, settings in maxq.get('layers', {}).items():
-        if not isinstance(settings, Mapping) or not isinstance(settings.get('pattern'), str):
-            raise InputError(f'not a checkpoint of maxq_mm: {path} has no pattern for {name!r} in '
-                             f'{KEY}.layers')
-    for key, value in maxq.get('raw', {}).items():
-        if not isinstance(value, Tensor):
-            raise InputError(f'not a checkpoint of maxq_mm: {path} has a {type(value).__name__} '
-                             f'in place of the raw weight {key}')
+    try:
+        maxq_part(checkpoint)
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from error
 
 
 def _check_mapping(parts: Mapping, key: str, path: str | Path, prefix: str = '') -> None:
@@ -85,15 +77,19 @@ def check_resumable(checkpoint: dict, path: str | Path) -> None:
         raise InputError(f'cannot resume from {path}: it has no {missing[0]}')
 
 
-def check_classes(checkpoint: dict, path: str | Path, dataset) -> None:
-    """InputError if the checkpoint was trained to find other classes than the data set has.
-
-    Their order counts: a label is a place in it.
-    """
+def trained_classes(checkpoint: dict) -> tuple[str, ...]:
+    """What the checkpoint was trained to find; empty if it does not say."""
     meta = checkpoint.get('meta', {}).get('dataset_meta')
     meta = meta if isinstance(meta, Mapping) else {}
-    trained = tuple(meta.get('classes') or meta.get('CLASSES') or ())
-    found = tuple(dataset.metainfo.get('classes') or ())
+    return tuple(meta.get('classes') or meta.get('CLASSES') or ())
+
+
+def check_classes(trained: Sequence[str], path: str | Path, dataset) -> None:
+    """InputError if the file ``path`` was trained to find other classes than the data set has.
+
+    Their order counts: a label is a place in it. Where either is unknown, nothing is wrong.
+    """
+    trained, found = tuple(trained), tuple(dataset.metainfo.get('classes') or ())
     if trained and found and trained != found:
         how = 'in another order: ' if sorted(trained) == sorted(found) else ''
         raise InputError(f'{path} finds the classes {some(trained)}, the data has {how}'

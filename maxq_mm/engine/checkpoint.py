@@ -65,7 +65,7 @@ def raw_weights(checkpoint: dict) -> dict[str, Tensor]:
     Raises:
         InputError: written by a newer version, or of another layout.
     """
-    return _maxq(checkpoint).get('raw', {})
+    return maxq_part(checkpoint).get('raw', {})
 
 
 def layer_patterns(checkpoint: dict) -> dict[str, str]:
@@ -74,7 +74,7 @@ def layer_patterns(checkpoint: dict) -> dict[str, str]:
     Raises:
         InputError: written by a newer version, or of another layout.
     """
-    layers = _maxq(checkpoint).get('layers', {})
+    layers = maxq_part(checkpoint).get('layers', {})
     return {name: settings['pattern'] for name, settings in layers.items()}
 
 
@@ -84,7 +84,7 @@ def trained_ramp(checkpoint: dict) -> Ramp | None:
     Raises:
         InputError: written by a newer version, or of another layout.
     """
-    ramp = _maxq(checkpoint).get('ramp')
+    ramp = maxq_part(checkpoint).get('ramp')
     return None if ramp is None else Ramp.parse(ramp)
 
 
@@ -94,10 +94,15 @@ def trained_settings(checkpoint: dict) -> list[dict]:
     Raises:
         InputError: written by a newer version, or of another layout.
     """
-    return _maxq(checkpoint).get('settings', [])
+    return maxq_part(checkpoint).get('settings', [])
 
 
-def _maxq(checkpoint: dict) -> dict:
+def maxq_part(checkpoint: dict) -> dict:
+    """What stands under ``maxq``, of the types that it has to be; empty for any other checkpoint.
+
+    Raises:
+        InputError: written by a newer version, or of another layout.
+    """
     maxq = checkpoint.get(KEY, {})
     if not isinstance(maxq, dict) or maxq.get('version', VERSION) != VERSION:
         raise InputError(f"the checkpoint's {KEY!r} part is not of version {VERSION}")
@@ -110,7 +115,11 @@ def _maxq(checkpoint: dict) -> dict:
             raise InputError(f"the checkpoint's {KEY}.layers has no pattern for {name!r}")
     for key, weight in maxq.get('raw', {}).items():
         if not isinstance(weight, Tensor):
-            raise InputError(f"the checkpoint's {KEY}.raw[{key!r}] is no tensor")
+            raise InputError(f"the checkpoint's {KEY}.raw[{key!r}] is a "
+                             f'{type(weight).__name__}, no tensor')
+    for settings in maxq.get('settings', []):
+        if not isinstance(settings, dict) or not isinstance(settings.get('ramp'), dict):
+            raise InputError(f"the checkpoint's {KEY}.settings has an entry without a ramp")
     return maxq
 
 
@@ -122,7 +131,7 @@ def fold_checkpoint(checkpoint: dict) -> dict:
     Raises:
         InputError: no MaxQ checkpoint.
     """
-    maxq = _maxq(checkpoint)
+    maxq = maxq_part(checkpoint)
     if not maxq.get('layers'):
         raise InputError(f'no MaxQ checkpoint: it has no {KEY!r} part')
     kept = {key: maxq[key] for key in _FOLDED_KEYS if key in maxq}

@@ -1,21 +1,19 @@
 """The hook that brings MaxQ into a Runner's training."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch import Tensor, nn
+from torch import nn
 
 from ..functional.masks import satisfies
 from ..nn.accelerated import is_accelerated
-from ..nn.concerns import concerns
+from ..nn.concerns import few_weights
 from ..nn.layers import MaxQLayer
 from ..nn.report import report
 from ..nn.select import select
@@ -24,19 +22,7 @@ from ..nn.sparsify import SparsityHandle, make_sparse
 from ..utils.errors import InputError
 from ..utils.tables import table
 from .checkpoint import check_fits, raw_weights, store_effective, trained_settings
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """What a loaded checkpoint leaves for a training that may follow.
-
-    ``raw``: raw weights by state-dict key; ``averaged``: the model has its raw weights already,
-    and they belong into the EMA model alone; ``settings``: those it was trained with.
-    """
-
-    raw: dict[str, Tensor] = field(default_factory=dict)
-    averaged: bool = False
-    settings: list[dict] = field(default_factory=list)
+from .start import Loaded
 
 
 def _plain_model(runner: Runner) -> nn.Module:
@@ -83,7 +69,7 @@ class MaxQHook(Hook):
                  **settings) -> None:
         self.settings = SparsitySettings.of(pattern=pattern, include=include, **settings)
         self.handle: SparsityHandle | None = None
-        self._loaded = _Loaded()
+        self._loaded = Loaded()
 
     def before_train(self, runner: Runner) -> None:
         """Turn the loaded model sparse and join its optimizers."""
@@ -94,10 +80,9 @@ class MaxQHook(Hook):
         selection = select(model, self.settings)
         self._check_overlap(runner, model, selection.sparse)
         self.handle = make_sparse(model, selection, self.settings)
-        self._restore_raw(runner)
+        warnings = [*self._start(runner), *few_weights(self.handle.active)]
         self._set_progress(runner)
-        warnings = [*self._changes(runner), *concerns(self.handle.active)]
-        self._loaded = _Loaded()
+        self._loaded = Loaded()
         self.handle.refresh()
         for wrapper in _optim_wrappers(runner):
             self.handle.attach(wrapper.optimizer, strict=True)
@@ -165,40 +150,28 @@ class MaxQHook(Hook):
         # EMAHook ran before and has put the trained weights, which are raw, back in their place.
         averaged = (_ema_hook(runner) is not None and runner._resume
                     and 'ema_state_dict' in checkpoint)
-        self._loaded = _Loaded(raw_weights(checkpoint), averaged, trained_settings(checkpoint))
+        self._loaded = Loaded(raw_weights(checkpoint), averaged, trained_settings(checkpoint))
 
-    @torch.no_grad()
-    def _restore_raw(self, runner: Runner) -> None:
-        """Go on from the raw weights of the checkpoint that was loaded, if it had any."""
-        targets = [] if self._loaded.averaged else [_plain_model(runner)]
+    def _averaged(self, runner: Runner) -> nn.Module | None:
+        """EMA's model."""
         ema = _ema_hook(runner)
-        if ema is not None:
-            targets.append(ema.ema_model.module)
-        raw = {key: self._loaded.raw[key] for name in self.handle.names
-               if (key := f'{name}.weight') in self._loaded.raw}
-        for target in targets:
-            state = target.state_dict()
-            unfit = [key for key, weight in raw.items() if state[key].shape != weight.shape]
-            if unfit:
-                runner.logger.warning(f'MaxQ: {len(unfit)} raw weights of the checkpoint do not '
-                                      f'fit the model, such as {unfit[0]}')
-            for key in raw.keys() - set(unfit):
-                state[key].copy_(raw[key])
+        return None if ema is None else ema.ema_model.module
 
-    def _changes(self, runner: Runner) -> list[str]:
-        """What a resumed training does otherwise than the one it resumes."""
-        if not runner._resume or not self._loaded.settings:
-            return []
-        hooks, settings = _maxq_hooks(runner), self.settings.as_dict()
-        if len(hooks) != len(self._loaded.settings):
-            return [f'resumed with {len(hooks)} MaxQHooks from a checkpoint of '
-                    f'{len(self._loaded.settings)}']
-        before = self._loaded.settings[hooks.index(self)]
-        # Of checkpoints that are older than these settings.
-        before = {'predictors': True, **before, 'ramp': {'fade': False, **before['ramp']}}
-        changed = [f'{name} {before.get(name)} -> {value}' for name, value in settings.items()
-                   if before.get(name) != value]
-        return [f'resumed with other settings: {", ".join(changed)}'] if changed else []
+    def _start(self, runner: Runner) -> list[str]:
+        """Bring raw weights to where they are to start from; what is to be warned of."""
+        loaded, averaged = self._loaded, self._averaged(runner)
+        live = _plain_model(runner)
+        warnings = loaded.restore(self.handle, [
+            model for model in ([] if loaded.averaged else [live]) + [averaged] if model])
+        if runner._resume:
+            hooks = _maxq_hooks(runner)
+            return warnings + loaded.changes(self.settings, hooks.index(self), len(hooks))
+        done, rescaled = loaded.unscale(self.handle, averaged)
+        if done:
+            runner.logger.info(
+                f'MaxQ: the weights of {len(done)} layers, such as {done[0]}, are N:M already: '
+                'training goes on from them as they are, as effective weights')
+        return warnings + rescaled
 
     def _check_overlap(self, runner: Runner, model: nn.Module, names: Iterable[str]) -> None:
         others = {layer for hook in _maxq_hooks(runner) if hook is not self and hook.handle

@@ -20,12 +20,8 @@ def bypass(layers: Mapping[str, MaxQLayer]) -> str | None:
     return None
 
 
-def concerns(layers: Mapping[str, MaxQLayer]) -> list[str]:
-    """What is likely to go wrong in training, in sentences, by what it starts from."""
-    return [*_few_weights(layers), *_masked_already(layers)]
-
-
-def _few_weights(layers: Mapping[str, MaxQLayer]) -> list[str]:
+def few_weights(layers: Mapping[str, MaxQLayer]) -> list[str]:
+    """A sentence on layers that can hardly learn, if there are any."""
     kept = {}
     for name, layer in layers.items():
         n, m = layer.settings.pattern
@@ -39,16 +35,19 @@ def _few_weights(layers: Mapping[str, MaxQLayer]) -> list[str]:
             f'{worst} ({layers[worst].settings.pattern}: {kept[worst]}); consider to exclude them']
 
 
-def _masked_already(layers: Mapping[str, MaxQLayer]) -> list[str]:
-    scaled = {name: layer for name, layer in layers.items()
-              if layer.settings.axes and not layer.settings.pattern.is_dense
-              and not layer.weight.is_meta}
+def masked_already(layers: Mapping[str, MaxQLayer]) -> dict[str, MaxQLayer]:
+    """Layers that queries would scale, and whose raw weights satisfy their pattern already."""
     # Weights that start as zeros satisfy any pattern.
-    masked = [name for name, layer in scaled.items() if layer.weight.any()
-              and satisfies(layer.weight.detach(), layer.settings.pattern)]
-    if not masked:
+    return {name: layer for name, layer in layers.items()
+            if layer.settings.axes and not layer.settings.fixed
+            and not layer.settings.pattern.is_dense and not layer.weight.is_meta
+            and layer.weight.any() and satisfies(layer.weight.detach(), layer.settings.pattern)}
+
+
+def rescaled(layers: Mapping[str, MaxQLayer], total: int, instead: str) -> list[str]:
+    """A sentence on the start of ``layers``, of ``total`` sparse ones, if there are any."""
+    if not layers:
         return []
-    return [f'the weights of {len(masked)} of {len(scaled)} layers, such as {masked[0]}, satisfy '
-            'their pattern before training, as those of a folded checkpoint: the queries multiply '
-            'the kept ones by up to 3 at once; start from raw weights (the unfolded checkpoint), '
-            'or without queries (axes=())']
+    return [f'the weights of {len(layers)} of {total} layers, such as {next(iter(layers))}, '
+            'satisfy their pattern before training, as those of a folded checkpoint: the queries '
+            f'multiply the kept ones by up to 3 at once; {instead}']

@@ -1,9 +1,9 @@
 """Turn a model's layers sparse in place, and steer them through training."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from weakref import ref
+from weakref import WeakSet, ref
 
 import torch
 from torch import nn
@@ -14,8 +14,9 @@ from ..functional.decay import add_decays_
 from ..functional.masks import AXES, TEMPERATURE
 from ..functional.pattern import Pattern
 from ..functional.ramp import Ramp
+from ..functional.unscale import unscaled
 from ..utils.errors import InputError
-from .concerns import bypass, concerns
+from .concerns import bypass, few_weights, masked_already, rescaled
 from .layers import MaxQLayer
 from .refresh import invalidate, refresh
 from .select import Selection, select
@@ -44,6 +45,7 @@ class SparsityHandle:
                       if module in sparse}
         self.skipped = selection.skipped
         self._optimizer_hooks: list[RemovableHandle] = []
+        self._copies: WeakSet[MaxQLayer] = WeakSet()
         for layer in sparse:
             layer.maxq.owner, layer.maxq.fade = ref(self), settings.ramp.fade
         self.set_progress(0)
@@ -68,10 +70,30 @@ class SparsityHandle:
     def set_progress(self, step: float) -> None:
         """Move the ramp to an epoch or an iteration, in the unit of its begin and end."""
         fraction = self.ramp(step)
-        moved = [layer for layer in self._steered().values() if layer.dense_fraction != fraction]
+        copies = [layer for layer in self._copies if isinstance(layer, MaxQLayer)]
+        moved = [layer for layer in (*self._steered().values(), *copies)
+                 if layer.dense_fraction != fraction]
         for layer in moved:
             layer.maxq.dense_fraction = fraction
         invalidate(moved)
+
+    def follow(self, copied: nn.Module) -> None:
+        """Move the ramp of a deep copy of the model, too, such as an average of it.
+
+        Without this, a copy stays at the dense fraction that it was copied at.
+
+        Raises:
+            InputError: ``copied`` has no layer that was copied from a sparse one.
+        """
+        fraction = self.dense_fraction
+        found = [layer for layer in copied.modules() if isinstance(layer, MaxQLayer)
+                 and layer.is_sparse and layer.maxq.owner is None]
+        if not found:
+            raise InputError(f'{type(copied).__name__} has no copies of sparse layers: copy the '
+                             'model once it is sparse')
+        self._copies.update(found)
+        for layer in found:
+            layer.dense_fraction = fraction
 
     @property
     def dense_fraction(self) -> float:
@@ -88,6 +110,26 @@ class SparsityHandle:
     def refresh(self) -> None:
         """Compute all effective weights now (layers do it by themselves when they run)."""
         refresh(self._steered().values())
+
+    @torch.no_grad()
+    def unscale(self, names: Collection[str] | None = None) -> list[str]:
+        """Go on from weights that are N:M already, as they are; once, before training.
+
+        Raw weights of layers that satisfy their pattern (of a folded checkpoint, or ASP's) become
+        those whose effective weights they were, so that the queries scale nothing at the start.
+        Returns the names of these layers; ``names``: of none but these.
+        """
+        found = []
+        for name, layer in masked_already(self._steered()).items():
+            if names is not None and name not in names:
+                continue
+            settings = layer.settings
+            raw = unscaled(layer.weight.detach(), settings.pattern, settings.axes,
+                           settings.temperature)
+            if raw is not None:
+                layer.weight.copy_(raw)
+                found.append(name)
+        return found
 
     def invalidate(self) -> None:
         """Raw weights may have changed where torch could not see it (``.data``)."""
@@ -200,7 +242,10 @@ def sparsify(model: nn.Module, pattern: str | Pattern, include: Sequence[str] = 
     settings = SparsitySettings(pattern, axes, temperature, order, fixed, include, exclude,
                                 overrides, ramp, decay, predictors)
     handle = make_sparse(model, select(model, settings), settings)
-    for concern in concerns(handle.active):
+    layers = handle.active
+    for concern in (*few_weights(layers), *rescaled(
+            masked_already(layers), len(layers), 'call unscale() of the handle first, start from '
+            'raw weights (the unfolded checkpoint), or without queries (axes=())')):
         warnings.warn(f'sparsify: {concern}', stacklevel=2)
     handle.refresh()
     return handle

@@ -113,7 +113,7 @@ def configure(run: Run, out: Path, data_root: Path | None) -> Config:
     """The whole config of a run, in folder ``out / run.name``."""
     cfg = _config(run, data_root)
     hooks = cfg.get('custom_hooks') or []
-    ours = [hook for hook in hooks if hook.get('type') == 'MaxQHook']
+    ours = cli.maxq_hooks(cfg)
     if run.changes is None:
         cfg.custom_hooks = [hook for hook in hooks if hook not in ours]
     elif len(ours) == 1:
@@ -214,8 +214,7 @@ def result(run: Run, out: Path) -> dict:
     if not last.is_file():
         raise ValueError(f'{folder} has no checkpoint of epoch {epochs}')
     iterations = cli.read_checkpoint(last)['meta']['iter']
-    cfg = Config.fromfile(config_of(run, out))
-    hook = next((h for h in cfg.get('custom_hooks', []) if h['type'] == 'MaxQHook'), None)
+    hook = next(iter(cli.maxq_hooks(Config.fromfile(config_of(run, out)))), None)
     curve = {score: [entry[f'coco/{score}'] for entry in val] for score in SCORES
              if all(f'coco/{score}' in entry for entry in val)}
     if not curve:

@@ -28,13 +28,14 @@ def read(tmp_path, **changes):
     (dict(meta=dict(dataset_meta=[1])), 'has a list as its meta.dataset_meta'),
     (dict(message_hub=3), 'has a int as its message_hub'),
     (dict(message_hub=dict(log_scalars=dict(loss=3))), 'in place of the history of loss'),
-    (dict(maxq=3), 'has a int as its maxq'),
-    (dict(maxq=dict(SOUND['maxq'], layers=[1])), 'has a list as its maxq.layers'),
-    (dict(maxq=dict(SOUND['maxq'], layers=dict(a=3))), "no pattern for 'a' in maxq.layers"),
+    (dict(maxq=3), "'maxq' part is not of version 1"),
+    (dict(maxq=dict(SOUND['maxq'], layers=[1])), 'maxq.layers is a list, no dict'),
+    (dict(maxq=dict(SOUND['maxq'], layers=dict(a=3))), "maxq.layers has no pattern for 'a'"),
     (dict(maxq=dict(SOUND['maxq'], layers=dict(a=dict(pattern=4)))), "no pattern for 'a'"),
-    (dict(maxq=dict(SOUND['maxq'], raw=[1])), 'has a list as its maxq.raw'),
-    (dict(maxq=dict(SOUND['maxq'], raw={'a.weight': 1})), 'in place of the raw weight a.weight'),
-    (dict(maxq=dict(SOUND['maxq'], ramp=[1])), 'has a list as its maxq.ramp'),
+    (dict(maxq=dict(SOUND['maxq'], raw=[1])), 'maxq.raw is a list, no dict'),
+    (dict(maxq=dict(SOUND['maxq'], raw={'a.weight': 1})),
+     "maxq.raw['a.weight'] is a int, no tensor"),
+    (dict(maxq=dict(SOUND['maxq'], ramp=[1])), 'maxq.ramp is a list, no dict'),
 ], ids=str)
 def test_parts_of_other_types(tmp_path, changes, named):
     read(tmp_path)
@@ -77,12 +78,12 @@ class Data:
 
 
 def test_the_order_of_classes_counts(tmp_path):
-    checkpoint = read(tmp_path)
-    cli.check_classes(checkpoint, 'a.pth', Data(('a', 'b')))
-    cli.check_classes({}, 'a.pth', Data(('b', 'a')))
-    cli.check_classes(dict(meta=dict(dataset_meta=[1])), 'a.pth', Data(('b', 'a')))
+    trained = cli.trained_classes(read(tmp_path))
+    cli.check_classes(trained, 'a.pth', Data(('a', 'b')))
+    for unknown in ({}, dict(meta=dict(dataset_meta=[1]))):
+        cli.check_classes(cli.trained_classes(unknown), 'a.pth', Data(('b', 'a')))
     with pytest.raises(InputError, match=r'a.pth finds the classes 2 \(a, b\), the data has in '
                                          r'another order: 2 \(b, a\)'):
-        cli.check_classes(checkpoint, 'a.pth', Data(('b', 'a')))
+        cli.check_classes(trained, 'a.pth', Data(('b', 'a')))
     with pytest.raises(InputError, match=r'the data has 1 \(a\)'):
-        cli.check_classes(checkpoint, 'a.pth', Data(['a']))
+        cli.check_classes(trained, 'a.pth', Data(['a']))

@@ -81,8 +81,10 @@ def load_compact_state(checkpoint):
 
 @pytest.mark.parametrize(('part', 'named'), [
     (dict(layers=['0']), 'maxq.layers is a list'), (dict(layers={'0': 3}), "no pattern for '0'"),
-    (dict(raw=[1]), 'maxq.raw is a list'), (dict(raw={'a': 1}), r"maxq.raw\['a'\] is no tensor"),
-    (dict(ramp='x'), 'maxq.ramp is a str'), (dict(settings={}), 'maxq.settings is a dict')])
+    (dict(raw=[1]), 'maxq.raw is a list'),
+    (dict(raw={'a': 1}), r"maxq.raw\['a'\] is a int, no tensor"),
+    (dict(ramp='x'), 'maxq.ramp is a str'), (dict(settings={}), 'maxq.settings is a dict'),
+    (dict(settings=[3]), 'an entry without a ramp'), (dict(settings=[{}]), 'without a ramp')])
 def test_parts_of_wrong_types(part, named):
     for read in (ckpt.raw_weights, ckpt.layer_patterns, ckpt.trained_ramp, ckpt.fold_checkpoint):
         with pytest.raises(ValueError, match=named):

@@ -59,6 +59,19 @@ def test_resume_of_a_checkpoint_older_than_a_setting(trained, tmp_path):
         assert warnings_of(runner) == expected
 
 
+def test_resume_of_a_dense_training_is_said(tmp_path):
+    make_runner(tmp_path / 'dense', [], epochs=2).train()
+    for resume, said in ((True, 1), (False, 0)):
+        runner = make_runner(tmp_path / 'work', [HOOK], epochs=3, resume=resume,
+                             load_from=str(tmp_path / 'dense/epoch_1.pth'))
+        warnings = warnings_of(runner)
+        assert len(warnings) == said
+        assert all('resumed with a MaxQHook (2:4) from a checkpoint of a training without one'
+                   in warning for warning in warnings)
+    # Nothing there to resume is a first start.
+    assert warnings_of(make_runner(tmp_path / 'new', [HOOK], epochs=2, resume=True)) == []
+
+
 def test_resume_with_another_number_of_hooks_is_said(trained, tmp_path):
     hooks = [{**HOOK, 'include': (name, )} for name in ('backbone.0', 'backbone.3')]
     runner = make_runner(tmp_path, hooks, epochs=3, resume=True,

@@ -102,8 +102,20 @@ def test_weights_that_are_sparse_already_are_scaled_again():
         warnings.simplefilter('error')
         sparsify(model, '2:4')
     fold(model)
-    with pytest.warns(UserWarning, match='satisfy their pattern before training'):
-        sparsify(model, '2:4')
+    plain = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.warns(UserWarning, match='before training.* call unscale'):
+        handle = sparsify(model, '2:4')
+    x = torch.randn(3, 64)
+    once = nn.functional.linear(x, plain['0.weight'], plain['0.bias'])
+    assert not torch.allclose(model[0](x), once, rtol=0.1)
+    assert handle.unscale(['1']) == ['1']
+    assert torch.equal(model[0].weight, plain['0.weight'])
+    assert handle.unscale(['0']) == ['0']
+    assert torch.allclose(model[0](x), once, rtol=1e-4, atol=1e-6)
+    fold(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        sparsify(model, '2:4', fixed=True)  # no queries
     fold(model)
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -122,6 +122,36 @@ def test_pruned_weights_fade_out(model):
     assert all(satisfies(model[place].weight, '1:4') for place in (0, 2, 4))
 
 
+def test_an_average_of_the_model_follows_its_ramp(model):
+    """What a deep copy is evaluated with, and folded to: the mask of the moment."""
+    handle = sparsify(model, '2:4', ramp=dict(end=4))
+    snapshot = torch.optim.swa_utils.AveragedModel(model)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    handle.set_progress(1)
+    handle.follow(average)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle.attach(optimizer)
+    for step in range(1, 5):
+        handle.set_progress(step)
+        model(torch.randn(2, 8, 4, 4)).square().mean().backward()
+        optimizer.step()
+        average.update_parameters(model)
+        snapshot.update_parameters(model)
+        layer, weight = average.module[0], average.module[0].weight
+        expected = weight * soft_mask(weight, '2:4', 1 - step / 4)
+        assert torch.equal(layer.effective, expected)
+        assert snapshot.module[0].dense_fraction == 1  # nobody steers it
+    before = average.module[0].effective.clone()
+    assert satisfies(before, '2:4')
+    fold(average)
+    assert torch.equal(average.module[0].weight, before)
+    handle.set_progress(0)  # what is folded has no ramp any more
+    with pytest.raises(ValueError, match='Sequential has no copies of sparse layers'):
+        handle.follow(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match='has no copies'):
+        handle.follow(model)
+
+
 def test_another_ramp_may_end_the_fading(model):
     sparsify(model, '2:4', ramp=dict(end=4, fade=True))
     again = sparsify(model, '2:4', ramp=dict(end=4))
