@@ -6,30 +6,24 @@
 training iteration against the dense model's. ``infer``: backbone and neck of the dense, the sparse
 and the folded model; what follows them takes as long as there are detections, which random weights
 decide. Images are random, too. ``engines``: what other engines make of the dense network, and
-maxq_mm.accelerate of the sparse ones, on this CPU.
+maxq_mm.accelerate of the sparse ones, in float32 and int8, on this CPU.
 """
 
 import argparse
-import copy
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from mmdet.testing._utils import demo_mm_inputs
-from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
 from rich.console import Console
 from rich.progress import track
-from torch import nn
 
-from maxq_mm import cli, fold, soft_mask, sparsify
-from maxq_mm.cli.engine_bench import SCOPES, bench_engines, plot, show_engines
+from maxq_mm import cli, soft_mask, sparsify
+from maxq_mm.cli.engine_bench import PRECISIONS, SCOPES, bench_engines, plot, show_engines
+from maxq_mm.cli.model_bench import DTYPES, bench_infer, bench_train, build
 from maxq_mm.cli.timing import alternate, machine, summarize
-from maxq_mm.engine.cpu_amp import CPUAmpOptimWrapper
 from maxq_mm.functional import batched, native
 from maxq_mm.functional.masks import AXES, effective_weight
 from maxq_mm.functional.pattern import Pattern
@@ -39,7 +33,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.reference import reference_soft_mask  # noqa: E402
 from tests.simulated import Simulated  # noqa: E402
 
-DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 FRACTIONS = {'ramp at 0': 1., 'half way': 0.5, 'finished': 0.}
 
 
@@ -59,6 +52,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--repeat', type=cli.positive, default=5, help='measured turns')
     parser.add_argument('--scope', choices=SCOPES, default='features',
                         help='what of the detector runs (engines); features: backbone and neck')
+    parser.add_argument('--precision', nargs='+', choices=PRECISIONS, default=[*PRECISIONS],
+                        help='what maxq_mm.accelerate computes in (engines; default: both)')
     parser.add_argument('--plot', type=Path, metavar='OUT.png', help='draw the times (engines)')
     parser.add_argument('--json', type=Path, metavar='OUT', help='also write everything here')
     parser.set_defaults(data_root=None, cfg_options=None)
@@ -80,17 +75,6 @@ def check(args: argparse.Namespace) -> None:
         raise cli.InputError(f'engines are compared on the CPU, got --device {args.device}')
     if on_cpu and args.what != 'masks' and args.dtype == 'float16':
         raise cli.InputError('--dtype float16 is for GPUs; on CPUs mixed precision is bfloat16')
-
-
-def build(cfg, device: str) -> nn.Module:
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    cfg = copy.deepcopy(cfg)
-    cfg.model.backbone.init_cfg = None  # no download
-    torch.manual_seed(0)
-    MMLogger.get_current_instance().setLevel('WARNING')  # not a line for every weight
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    return model.to(device)
 
 
 @contextmanager
@@ -150,77 +134,6 @@ def compare(weights: list[torch.Tensor], pattern: str, fraction: float) -> dict:
         different += not torch.equal(mask != 0, expected != 0)
         largest = max(largest, float((mask - expected).abs().max()))
     return dict(layers_that_differ=different, largest_difference=largest)
-
-
-def inputs(model: nn.Module, args: argparse.Namespace) -> dict:
-    shapes = [[3, *args.size]] * args.batch
-    data = demo_mm_inputs(args.batch, shapes, num_classes=2, with_mask=True)
-    return model.data_preprocessor(data, args.what == 'train')
-
-
-class Iteration:
-    """A training iteration of one model: forward, backward, step."""
-
-    def __init__(self, model: nn.Module, args: argparse.Namespace) -> None:
-        self.model, self.args, self.data = model.train(), args, inputs(model, args)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        # A small step, so that the last turn still works on what the first one did.
-        self.optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, weight_decay=1e-4)
-
-    def _context(self):
-        if self.args.dtype == 'float32':
-            return torch.autocast('cpu', enabled=False)
-        if torch.device(self.args.device).type == 'cpu':
-            return CPUAmpOptimWrapper(self.optimizer).optim_context(self.model)
-        return torch.autocast('cuda', DTYPES[self.args.dtype])
-
-    def __call__(self) -> None:
-        torch.manual_seed(0)
-        np.random.seed(0)
-        with self._context():
-            loss, _ = self.model.parse_losses(self.model(**self.data, mode='loss'))
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-
-
-def bench_train(args: argparse.Namespace, cfg, measure: Callable) -> list[dict]:
-    rows = []
-    for pattern in args.pattern:
-        variants = {'dense': Iteration(build(cfg, args.device), args)}
-        for progress in ('half way', 'finished'):
-            iteration = Iteration(build(cfg, args.device), args)
-            handle = sparsify(iteration.model, pattern, include=('backbone', ),
-                              ramp=dict(type='linear', begin=0, end=2))
-            handle.attach(iteration.optimizer)
-            handle.set_progress(1 if progress == 'half way' else 2)
-            variants[f'MaxQ, {progress}'] = iteration
-        size = sum(layer.weight.nbytes for layer in handle.layers.values())
-        kept = sum(layer.effective.nbytes for layer in handle.layers.values())
-        rows += [dict(pattern=pattern, kept=0. if row['variant'] == 'dense' else kept / size, **row)
-                 for row in measure(variants, pattern, baseline='dense')]
-    return rows
-
-
-def bench_infer(args: argparse.Namespace, cfg, measure: Callable) -> list[dict]:
-    rows = []
-    for pattern in args.pattern:
-        dense, sparse = (build(cfg, args.device).eval() for _ in range(2))
-        sparsify(sparse, pattern, include=('backbone', ))
-        folded = fold(copy.deepcopy(sparse))
-        data = inputs(dense, args)
-
-        def run(model, images=data['inputs']):
-            with torch.no_grad(), torch.autocast(torch.device(args.device).type,
-                                                 enabled=args.dtype != 'float32',
-                                                 dtype=DTYPES[args.dtype]):
-                model.extract_feat(images)
-
-        variants = {name: partial(run, model) for name, model in
-                    (('dense', dense), ('MaxQ', sparse), ('MaxQ, folded', folded))}
-        rows += [dict(pattern=pattern, **row)
-                 for row in measure(variants, pattern, baseline='dense')]
-    return rows
 
 
 BENCHES = dict(masks=bench_masks, train=bench_train, infer=bench_infer)

@@ -9,19 +9,15 @@ takes MODEL.
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from rich.console import Console
-from rich.progress import track
 from test_onnx import check_classes
-from torch.utils.data import ConcatDataset
 
 from maxq_mm import cli
-from maxq_mm.cli.calibration import calibration_set, evenly_spread
+from maxq_mm.cli.calibration import add_ranges_argument, calibration_set, images_for_ranges
 from maxq_mm.deploy import int8, onnx_detector
-from maxq_mm.deploy.metadata import Metadata
+from maxq_mm.functional.calibration import PREDICTORS
 from maxq_mm.utils.files import written_whole
 
 MIB = 2**20
@@ -33,23 +29,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('model', type=Path, metavar='MODEL.onnx',
                         help='float32 file that export_onnx.py wrote')
     parser.add_argument('out', type=Path, metavar='OUT.onnx', help='file to write')
-    parser.add_argument('--calib-images', type=cli.positive, default=64, metavar='N',
-                        help='how many images the ranges are taken from (default: 64)')
+    add_ranges_argument(parser)
     parser.add_argument('--keep-float', nargs='*', metavar='NAME',
                         help='layers to leave float32, by a part of their names (default: the '
-                        f'first, and {" ".join(int8.PREDICTORS)})')
+                        f'first, and {" ".join(PREDICTORS)})')
     args = parser.parse_args()
     if args.out.suffix != '.onnx':
         raise cli.InputError(f'OUT must end with .onnx, got {args.out}')
     cli.check_outputs(args.out, inputs=[args.config, args.model])
     return args
-
-
-def feeds(dataset: ConcatDataset, count: int, about: Metadata) -> Iterator[dict]:
-    """The file's inputs for ``count`` images, evenly spread over the data set."""
-    for image in track(evenly_spread(dataset, count), 'calibrating', total=count,
-                       console=Console(stderr=True), transient=True):
-        yield onnx_detector.feeds(image['inputs'], about)
 
 
 def main() -> None:
@@ -60,11 +48,9 @@ def main() -> None:
         int8.check_names(model, args.keep_float)
     dataset = calibration_set(cfg)
     check_classes(about, dataset.datasets[0], args.model)
-    if args.calib_images > len(dataset):
-        raise cli.InputError(f'--calib-images {args.calib_images}: the train set has '
-                             f'{len(dataset)} images')
-
-    ranges = int8.measure_ranges(model, feeds(dataset, args.calib_images, about))
+    images = images_for_ranges(dataset, args)
+    ranges = int8.measure_ranges(model, (onnx_detector.feeds(image['inputs'], about)
+                                         for image in images))
     quantized = int8.quantize(model, ranges, args.keep_float)
     content = quantized.SerializeToString()
     onnx_detector.make_session(content)

@@ -15,6 +15,8 @@ from mmcv.transforms import Compose
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.progress import track
 from torch.utils.data import ConcatDataset
 
 from ..engine.checkpoint import layer_patterns
@@ -79,6 +81,25 @@ def evenly_spread(images: Images, count: int) -> Iterator[dict]:
     count = min(count, len(images))
     for number in range(count):
         yield images[(2 * number + 1) * len(images) // (2 * count)]
+
+
+def add_ranges_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument of the tools that quantize."""
+    parser.add_argument('--calib-images', type=positive, default=64, metavar='N',
+                        help='how many images the ranges are taken from (default: 64)')
+
+
+def images_for_ranges(dataset: Images, args: argparse.Namespace) -> Iterator[dict]:
+    """So many as the argument of :func:`add_ranges_argument` asks for, with a progress bar.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    count = args.calib_images
+    if count > len(dataset):
+        raise InputError(f'--calib-images {count}: the train set has {len(dataset)} images')
+    return iter(track(evenly_spread(dataset, count), 'calibrating', total=count,
+                      console=Console(stderr=True), transient=True))
 
 
 def _test_pipeline(cfg: Config) -> Sequence[dict]:

@@ -18,37 +18,47 @@ from .engines import dense_engines, difference, in_torch, network, peak, plot
 SCOPES = ('backbone', 'features', 'detector')
 
 
+PRECISIONS = {'float32': 'maxq_mm', 'int8': 'maxq_mm int8'}
+
+
 def bench_engines(args: argparse.Namespace, build: Callable[[], nn.Module],
                   measure: Callable) -> tuple[list[dict], dict]:
-    """A row an engine, and the layers of each pattern; ``build`` gives a dense detector."""
+    """A row an engine, and the layers of each pattern; ``build`` gives a dense detector.
+
+    Engines that quantize are calibrated on the images they are timed with.
+    """
     images = torch.randn(args.batch, 3, *args.size)
-    variants, expected, layers = {}, {}, {}
+    variants, expected, layers, ours = {}, {}, {}, {}
     highest = peak(_seconds)
     for pattern in args.pattern:
         detector = _distinct(build())
         sparsify(detector, pattern)
-        model = network(fold(detector), args.scope)
+        folded = network(fold(detector), args.scope)
         if not variants:  # dense engines take as long whatever is zero
-            engines = ({'torch': in_torch(copy.deepcopy(model))} if args.scope == 'detector'
-                       else dense_engines(copy.deepcopy(model), images, torch.get_num_threads()))
+            engines = ({'torch': in_torch(copy.deepcopy(folded))} if args.scope == 'detector'
+                       else dense_engines(copy.deepcopy(folded), images, torch.get_num_threads()))
             variants = {name: partial(engine, images) for name, engine in engines.items()}
             reference = variants['torch']()
             expected = {name: difference(reference, call()) for name, call in variants.items()}
-        reference = in_torch(model)(images)
+        reference = in_torch(folded)(images)
         macs = {} if args.scope == 'detector' else {
-            row.name: row.macs_kept for row in report(model, images, _patterns(model)).layers}
-        found = accelerate(model, images)
-        name = f'maxq_mm {pattern}'
-        variants[name] = partial(in_torch(model), images)
-        expected[name] = difference(reference, variants[name]())
-        layers[pattern] = [dict(
-            name=row.name, shape=list(row.shape), pattern=row.pattern, used=row.used,
-            reason=row.reason, dense_ms=row.dense_ms, sparse_ms=row.sparse_ms,
-            of_peak=_share(macs.get(row.name), row.sparse_ms, highest)) for row in found.layers]
-    rows = [dict(row, pattern=row['variant'].removeprefix('maxq_mm ')
-                 if row['variant'].startswith('maxq_mm ') else None,
-                 difference=expected[row['variant']])
-            for row in measure(variants, args.scope, baseline='torch')]
+            row.name: row.macs_kept for row in report(folded, images, _patterns(folded)).layers}
+        for precision in args.precision:
+            model = copy.deepcopy(folded)
+            found = accelerate(model, images, precision, [images] if precision == 'int8' else None)
+            name = f'{PRECISIONS[precision]} {pattern}'
+            ours[name] = pattern, precision
+            variants[name] = partial(in_torch(model), images)
+            expected[name] = difference(reference, variants[name]())
+            layers[name.removeprefix('maxq_mm ')] = [dict(
+                name=row.name, shape=list(row.shape), pattern=row.pattern, used=row.used,
+                precision=row.precision, reason=row.reason, dense_ms=row.dense_ms,
+                sparse_ms=row.sparse_ms, int8_ms=row.int8_ms,
+                of_peak=_share(macs.get(row.name), row.int8_ms if row.precision == 'int8'
+                               else row.sparse_ms, highest)) for row in found.layers]
+    rows = [dict(row, pattern=pattern, precision=precision, difference=expected[row['variant']])
+            for row in measure(variants, args.scope, baseline='torch')
+            for pattern, precision in [ours.get(row['variant'], (None, None))]]
     return rows, dict(isa=instruction_set(), peak_macs_per_s=highest, layers=layers)
 
 
@@ -98,10 +108,12 @@ def show_engines(rows: list[dict], about: dict) -> str:
     for pattern, layers in about['layers'].items():
         measured = [row['of_peak'] for row in layers if row['of_peak']]
         used = sum(row['used'] for row in layers)
+        int8 = sum(row['precision'] == 'int8' for row in layers)
         share = (f', useful multiply-adds at {statistics.median(measured):.0%} of the peak '
                  f'({min(measured):.0%} to {max(measured):.0%})' if measured else '')
-        lines.append(f'  {pattern}: {used} of {len(layers)} layers on sparse kernels{share}')
+        lines.append(f'  {pattern}: {used} of {len(layers)} layers on sparse kernels'
+                     + f', {int8} in int8' * bool(int8) + share)
     return '\n'.join(lines)
 
 
-__all__ = ['SCOPES', 'bench_engines', 'plot', 'show_engines']
+__all__ = ['PRECISIONS', 'SCOPES', 'bench_engines', 'plot', 'show_engines']

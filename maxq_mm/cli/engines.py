@@ -123,9 +123,12 @@ def plot(rows: list[dict], title: str, path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout='constrained')
-    sparse = [row for row in rows if row['pattern']]
-    axes.plot([row['pattern'] for row in sparse], [row['median_s'] * 1e3 for row in sparse],
-              marker='o', linewidth=2.5, color='black', label='maxq_mm float32', zorder=3)
+    for precision, style in (('float32', '-'), ('int8', ':')):
+        sparse = [row for row in rows if row['pattern'] and row['precision'] == precision]
+        if sparse:
+            axes.plot([row['pattern'] for row in sparse], [row['median_s'] * 1e3 for row in sparse],
+                      marker='o', linewidth=2.5, linestyle=style, color='black', zorder=3,
+                      label=f'maxq_mm {precision}')
     for number, row in enumerate(row for row in rows if not row['pattern']):
         axes.axhline(row['median_s'] * 1e3, color=f'C{number}', linestyle='--',
                      label=f'{row["variant"]}, dense')

@@ -1,11 +1,11 @@
 """An exported detector with int8 weights and activations: onnxruntime's static QDQ form.
 
 Weights are symmetric around 0, with a scale for each output channel, so that a pruned weight stays
-exactly 0. Activations are uint8; the range of a map is the mean of its extremes in calibration
-images, which an outlier in one of them moves little. Convolutions and matrix products become int8,
-with the ReLU and pooling that follow; decoding, non-maximum suppression, RoIAlign, deconvolution,
-the layer that takes the image and those of PREDICTORS stay float32. The image is wider spread than
-what other layers take: on dark microscope images its rounding alone cost a point of segm mAP.
+exactly 0. Activations are uint8, in ranges found in calibration images. Convolutions and matrix
+products become int8, with the ReLU and pooling that follow; decoding, non-maximum suppression,
+RoIAlign, deconvolution, the layer that takes the image and those of PREDICTORS stay float32. The
+image is wider spread than what other layers take: on dark microscope images its rounding alone cost
+a point of segm mAP.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
@@ -21,6 +22,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 from torch import Tensor
 
+from ..functional.calibration import PREDICTORS, is_named, mean_range
 from ..functional.masks import satisfies
 from ..utils.errors import InputError
 from . import metadata
@@ -28,15 +30,9 @@ from .metadata import Metadata, SparseLayer
 from .onnx_detector import make_session, read_file
 
 PRECISION = 'int8'
-# The last layers of mmdet's two-stage heads: few multiplications, and their rounding is that of the
-# detections. Box AP of the quickstart, of 0.462 in float32, over 6 draws of 64 calibration images:
-# 0.460 with these in float32 (standard deviation 0.001), 0.457 (0.003) with these in int8.
-PREDICTORS = ('rpn_cls', 'rpn_reg', 'fc_cls', 'fc_reg', 'conv_logits')
 _LAYERS = ('Conv', 'Gemm', 'MatMul')
 # These take and give the layers' integers; ReLU becomes the lower end of a layer's range.
 _FOLLOWERS = ('Relu', 'MaxPool')
-# Of so few values in an image (a pooled vector), the extremes are no outliers: all must fit.
-_FEW = 1000
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -93,8 +89,9 @@ def measure_ranges(model: ModelProto, feeds: Iterable[dict[str, np.ndarray]]) ->
     # (images, names, 3)
     found = np.array([[value.item() for value in session.run(outputs, feed)]
                       for feed in feeds]).reshape(-1, len(names), 3)
-    return {name: _range(rows[rows[:, 2] > 0]) for name, rows
-            in zip(names, found.swapaxes(0, 1), strict=True) if rows[:, 2].any()}
+    ranges = {name: mean_range(torch.from_numpy(rows))
+              for name, rows in zip(names, found.swapaxes(0, 1), strict=True)}
+    return {name: pair for name, pair in ranges.items() if pair is not None}
 
 
 def _measured(graph: onnx.GraphProto, name: str, kind: str) -> str:
@@ -105,14 +102,6 @@ def _measured(graph: onnx.GraphProto, name: str, kind: str) -> str:
     graph.node.append(helper.make_node(kind, [name], [output], **options))
     graph.output.append(helper.make_tensor_value_info(output, number, None))
     return output
-
-
-def _range(rows: np.ndarray) -> tuple[float, float]:
-    """Of lowest and highest value and size in each image ``(images, 3)``."""
-    lows, highs, sizes = rows.T
-    if sizes.mean() < _FEW:
-        return lows.min(), highs.max()
-    return lows.mean(), highs.mean()
 
 
 def quantize(model: ModelProto, ranges: Ranges,
@@ -198,8 +187,7 @@ def _activations(nodes: Iterable[NodeProto], stored: set[str]) -> list[str]:
 
 def _is_named(node: NodeProto, names: Sequence[str]) -> bool:
     """Whether one of ``names`` is a part of the name of the node's module."""
-    path = f'.{node.input[1]}.{node.name.replace("/", ".")}.'
-    return any(f'.{name}.' in path for name in names)
+    return is_named(f'{node.input[1]}.{node.name.replace("/", ".")}', names)
 
 
 def _moved(quantized: ModelProto, layer: SparseLayer) -> SparseLayer:

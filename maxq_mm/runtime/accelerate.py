@@ -1,8 +1,7 @@
 """One function that puts a folded model's N:M layers onto the fastest kernels of its device."""
 
-import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +11,31 @@ from ..nn.accelerated import is_accelerated
 from ..nn.layers import MaxQLayer
 from ..utils.errors import InputError
 from . import kernels
+from .calibrate import calibrate
 from .calls import check_inputs
+from .candidates import stay_float
 from .choose import Choice, choose
+from .compiled import Compiled
 from .decisions import Decisions, LayerDecision
-from .fuse import Layer
+from .fuse import layers_of
 from .install import seal
-from .partition import SPARSE
+from .partition import INT8_WAYS
 from .parts import Part, Search
 from .patterns import any_pattern, sparsest
-from .report import AccelerationReport, LayerChoice
+from .report import AccelerationReport, Rounding
+from .rows import row
 from .semi_structured import accelerate_on_gpu
 
-PRECISIONS = ('float32', )
+PRECISIONS = ('float32', 'int8')
 # Sums in another order differ by less than this share of the results' range.
 TOLERANCE = 1e-4
+# What int8 leaves of signal to noise, in dB, is far above this, and a wrong program's far below.
+NOISY = 6.
 
 
-def accelerate(model: nn.Module, inputs: tuple | Tensor, precision: str = 'float32'
-               ) -> AccelerationReport:
-    """Put the N:M layers of a folded ``model`` that get faster by it onto sparse kernels, in place.
+def accelerate(model: nn.Module, inputs: tuple | Tensor, precision: str = 'float32',
+               calibration: Iterable | None = None) -> AccelerationReport:
+    """Put the layers of a folded ``model`` that get faster by it onto N:M kernels, in place.
 
     ``inputs`` are the arguments of ``model``'s forward, or the images ``(B, 3, H, W)`` of a
     detector of mmdet as its backbone gets them: of the size and batch that the model is to serve,
@@ -39,29 +44,43 @@ def accelerate(model: nn.Module, inputs: tuple | Tensor, precision: str = 'float
     N:M is read off their zeros.
 
     The device of ``model`` decides. On CPUs, what can be traced of the model becomes programs:
-    batch norm folded, ReLUs and sums in the layers, no memory allocated between them. It computes
-    in ``precision``, with torch's number of threads. On NVIDIA GPUs the 2:4 linear layers and 1x1
-    convolutions of a float16 or bfloat16 model go onto sparse tensor cores.
+    batch norm folded, ReLUs and sums in the layers, no memory allocated between them, with torch's
+    number of threads. On NVIDIA GPUs the 2:4 linear layers and 1x1 convolutions of a float16 or
+    bfloat16 model go onto sparse tensor cores.
+
+    ``precision`` ``'int8'`` lets layers compute in int8 where that is faster still, dense ones
+    included, on CPUs: weights with a scale for each output channel, activations as bytes in ranges
+    that ``calibration`` shows. These are some images that the model may meet, no annotations: an
+    iterable of what ``inputs`` may be, or of what data sets and data loaders of mmdet give. The
+    layer that takes the image and those that predict stay float32, as in
+    :mod:`maxq_mm.deploy.int8`. Results are not those of float32, but near; the report says how far.
 
     The model keeps its methods and its state dict, works after ``copy.deepcopy`` and from several
     threads, and refuses training, other weights, and other types and devices. Save it before.
 
     Raises:
         InputError: an unknown ``precision``; a model that is not folded, in training mode,
-            accelerated already, or without a layer that is N:M; a pattern that no kernel takes;
-            ``inputs`` that do not fit the model. The model is unchanged then.
+            accelerated already, or, in float32, without a layer that is N:M; a pattern that no
+            kernel takes; ``inputs`` that do not fit the model; ``calibration`` that is missing,
+            empty, constant, not finite or unlike ``inputs``. The model is unchanged then.
         RuntimeError: a GPU without sparse tensor cores and cuSPARSELt.
     """
     if precision not in PRECISIONS:
         raise InputError(f'precision must be one of {", ".join(PRECISIONS)}, got {precision!r}')
+    int8 = precision == 'int8'
+    if int8 != (calibration is not None):
+        raise InputError('precision int8 needs calibration: some images as inputs are' if int8 else
+                         f'calibration is for precision int8, not for {precision}')
     if not isinstance(model, nn.Module):
         raise InputError(f'model must be a torch.nn.Module, got {type(model).__name__}')
     layers = check_model(model)
     args = check_inputs(model, inputs)
     if any(parameter.device.type == 'cuda' for parameter in model.parameters()):
+        if int8:
+            raise InputError('precision int8 is for CPUs, the model is on cuda')
         return accelerate_on_gpu(model, args)
-    patterns = find_patterns(layers)
-    return _accelerate_on_cpu(model, args, layers, patterns)
+    patterns = find_patterns(layers, dense_too=int8)
+    return _accelerate_on_cpu(model, args, layers, patterns, calibration)
 
 
 def check_model(model: nn.Module) -> dict[str, nn.Module]:
@@ -85,15 +104,17 @@ def check_model(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-def find_patterns(layers: Mapping[str, nn.Module]) -> dict[nn.Module, Pattern]:
+def find_patterns(layers: Mapping[str, nn.Module], dense_too: bool = False
+                  ) -> dict[nn.Module, Pattern]:
     """The N:M layers among ``layers`` with their patterns.
 
     Raises:
-        InputError: there is none, none that is float32, or none whose pattern a kernel takes.
+        InputError: there is none, unless ``dense_too``, none that is float32, or none whose pattern
+            a kernel takes.
     """
     patterns = {module: pattern for module in layers.values()
                 if (pattern := sparsest(module.weight.detach())) is not None}
-    if not patterns:
+    if not patterns and not dense_too:
         others = {name: pattern for name, module in layers.items()
                   if (pattern := any_pattern(module.weight.detach())) is not None}
         if others:
@@ -102,36 +123,53 @@ def find_patterns(layers: Mapping[str, nn.Module]) -> dict[nn.Module, Pattern]:
                              '16 or 32, or I a multiple of one of them')
         raise InputError('no convolution or linear layer of the model is N:M: train it with '
                          'MaxQHook or maxq_mm.sparsify, and fold it')
-    dtypes = {module.weight.dtype for module in patterns}
+    dtypes = {module.weight.dtype for module in (layers.values() if dense_too else patterns)}
+    if not dtypes:
+        raise InputError('the model has no convolution or linear layer')
     if torch.float32 not in dtypes:
-        raise InputError(f'precision float32 asks for float32 weights, and the N:M ones are '
-                         f'{dtypes.pop()}: call model.float() first')
+        raise InputError(f'the weights are {dtypes.pop()}, and precision '
+                         f'{"int8" if dense_too else "float32"} asks for float32 weights: call '
+                         'model.float() first')
     return patterns
 
 
 @torch.no_grad()
 def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Module],
-                       patterns: dict[nn.Module, Pattern]) -> AccelerationReport:
-    search = Search(model, args, set(patterns))
+                       patterns: dict[nn.Module, Pattern], calibration: Iterable | None
+                       ) -> AccelerationReport:
+    int8 = calibration is not None
+    search = Search(model, args, set(layers.values() if int8 else patterns))
+    if int8:
+        calibrate(model, search.parts, args, calibration)
+    names = {module.weight: name for name, module in layers.items()}
     by_weight = {module.weight: pattern for module, pattern in patterns.items()}
     choices: dict[Tensor, list[Choice]] = defaultdict(list)
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = {parameter: name for name, parameter in model.named_parameters()}
+    kept: dict[Tensor, str] = {}
     ready: list[tuple] = []
+    rounding = []
     for part in search.parts:
-        found = _layers(part, by_weight)
-        compiled, chosen = choose(part.trace, part.tensors, found)
-        off = part.difference(compiled)
-        if not off <= TOLERANCE or math.isnan(off):
+        found = layers_of(part.trace)
+        reasons = stay_float(part, args, names) if int8 else {}
+        compiled, chosen = choose(part.trace, part.tensors,
+                                  {layer: by_weight[layer.source] for layer in found
+                                   if layer.source in by_weight},
+                                  [layer for layer in found if int8 and layer not in reasons])
+        if any(choice.way in INT8_WAYS for choice in chosen.values()):
+            rounding.append(_rounding(part, compiled))
+        elif not (off := part.agreement(compiled, part.calls[0]).difference) <= TOLERANCE:
             search.untraced.append((part.name, f'its program differs by {off:.1e}'))
             continue
         ready.append((part, compiled, part.decision(tuple(
-            LayerDecision(names.get(layer.source, ''), choice.way,
+            LayerDecision(parameters.get(layer.source, ''), choice.way,
                           choice.pattern and str(choice.pattern))
             for layer, choice in chosen.items()))))
         for layer, choice in chosen.items():
             choices[layer.source].append(choice)
-    rows = tuple(_row(name, module, choices.get(module.weight), by_weight.get(module.weight),
-                      module in search.called) for name, module in layers.items())
+        kept.update((layer.source, reason) for layer, reason in reasons.items())
+    rows = tuple(row(name, module, choices.get(module.weight), by_weight.get(module.weight),
+                     module in search.called, kept.get(module.weight))
+                 for name, module in layers.items())
     isa = kernels.instruction_set()
     traced = tuple(part.name for part, *_ in ready)
     for part, compiled, _ in ready:  # nothing is changed before all is known
@@ -139,30 +177,19 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
     seal(model, Decisions(tuple(decision for *_, decision in ready), isa, torch.get_num_threads()))
     return AccelerationReport(rows, f'{isa or "no N:M kernel for this CPU"}, '
                               f'{torch.get_num_threads()} threads',
-                              traced, tuple(search.untraced))
+                              traced, tuple(search.untraced), tuple(rounding))
 
 
-def _layers(part: Part, patterns: Mapping[Tensor, Pattern]) -> dict[Layer, Pattern]:
-    return {node.target: patterns[node.target.source] for node in part.trace.graph.nodes
-            if isinstance(node.target, Layer) and node.target.source in patterns}
+def _rounding(part: Part, compiled: Compiled) -> Rounding:
+    """What int8 costs a part on its samples.
 
-
-def _row(name: str, module: nn.Module, choices: list[Choice] | None, pattern: Pattern | None,
-         called: bool) -> LayerChoice:
-    shape, text = tuple(module.weight.shape), pattern and str(pattern)
-    if not choices:
-        reason = ('not N:M' if pattern is None else 'not called' if not called
-                  else f'{type(module).__name__} is not traced as a layer')
-        return LayerChoice(name, shape, text, False, reason)
-    used = any(choice.way == SPARSE for choice in choices)
-    dense = sum(choice.dense_ms for choice in choices)
-    if pattern is None:
-        return LayerChoice(name, shape, None, False, 'not N:M', dense)
-    refusal = next((choice.refusal for choice in choices if choice.refusal), None)
-    if refusal is not None:
-        return LayerChoice(name, shape, text, False, refusal, dense)
-    sparse = sum(choice.times[SPARSE] for choice in choices)
-    reason = 'faster' if sparse < dense else 'slower'
-    if used != (sparse < dense):  # what it costs to leave a program and enter it again decides
-        reason += f' alone, the whole is faster {"so" if used else "without"}'
-    return LayerChoice(name, shape, text, used, reason, dense, sparse)
+    Raises:
+        RuntimeError: so much in all of them that the program must be wrong.
+    """
+    found = [part.agreement(compiled, call) for call in part.samples or part.calls[:1]]
+    if not max(one.decibels for one in found) >= NOISY:
+        raise RuntimeError(f'{part.name}: the signal to noise of the int8 results is '
+                           f'{max(one.decibels for one in found):.1f} dB, which no rounding '
+                           'explains: its program is wrong')
+    return Rounding(part.name, max(one.difference for one in found),
+                    min(one.decibels for one in found))

@@ -46,7 +46,7 @@ def _for_pixels(weight: Tensor, pattern: Pattern | None, library: Library) -> Ar
     inputs = blocks.shape[1] * m
     parts = -(-inputs // max(m, _BLOCK[library.lanes]))
     step = -(-inputs // (parts * m))  # blocks of m
-    columns = _kept(blocks, n)
+    columns = kept(blocks, n)
     starts = torch.arange(blocks.shape[1]) % step * m
 
     def ordered(weights: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def _for_outputs(weight: Tensor, pattern: Pattern | None, library: Library) -> A
     together = F.pad(weight, (0, -weight.shape[2] % size)).unflatten(2, (-1, size))
     # N / M of them where M divides them, else what the fullest needs.
     steps = max(1, int((together != 0).sum(-1).max()))
-    columns = _kept(together, steps)
+    columns = kept(together, steps)
 
     def ordered(weights: Tensor) -> Tensor:
         return weights.unflatten(0, (-1, library.outputs)).permute(0, 2, 3, 4, 1).flatten()
@@ -75,6 +75,6 @@ def _for_outputs(weight: Tensor, pattern: Pattern | None, library: Library) -> A
     return Arranged(size, steps, ordered(together.gather(3, columns)), ordered(columns.byte()))
 
 
-def _kept(blocks: Tensor, n: int) -> Tensor:
+def kept(blocks: Tensor, n: int) -> Tensor:
     """Columns of n weights of each block (the last axis), with all that are not 0; ascending."""
     return (blocks == 0).byte().argsort(dim=-1, stable=True)[..., :n].sort(-1).values

@@ -2,8 +2,8 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 from torch import Tensor
@@ -11,8 +11,10 @@ from torch import Tensor
 from ..functional.pattern import Pattern
 from . import kernels
 from .compiled import Compiled
-from .fuse import Layer
-from .partition import DENSE, SPARSE, TORCH, Packed
+from .fuse import Layer, layers_of
+from .lower import Packed
+from .partition import DENSE, DENSE_INT8, INT8, INT8_WAYS, SPARSE, SPARSE_WAYS, TORCH
+from .quantization import Quantization
 from .trace import Trace
 
 # How often everything is measured, by turns; of the rounds the fastest counts, since what else
@@ -31,67 +33,84 @@ class Choice:
     refusal: str | None
     times: Mapping[str, float]
 
-    @property
-    def dense_ms(self) -> float | None:
-        dense = [ms for way, ms in self.times.items() if way != SPARSE]
-        return min(dense, default=None)
-
-
-def layers_of(trace: Trace) -> list[Layer]:
-    """The layers of a fused trace, each once, in their order."""
-    return list(dict.fromkeys(node.target for node in trace.graph.nodes
-                              if isinstance(node.target, Layer)))
+    def ms(self, *ways: str) -> float | None:
+        """The least of ``ways``; None if none of them was measured."""
+        return min((self.times[way] for way in ways if way in self.times), default=None)
 
 
 def packer(patterns: Mapping[Layer, Pattern]) -> Packed:
     """Gives layers as the kernels read them, each packed once; N:M ones have ``patterns``."""
+    first: dict[tuple, kernels.PackedLayer] = {}
 
     @cache
-    def packed(layer: Layer, way: str) -> kernels.PackedLayer:
-        pattern = str(patterns[layer]) if way == SPARSE else None
-        return kernels.pack(layer.weight, pattern, layer.bias, layer.stride, layer.padding,
-                            layer.dilation)
+    def packed(layer: Layer, way: str, takes: Quantization | None = None,
+               gives: Quantization | None = None, beside_int8: bool = False
+               ) -> kernels.PackedLayer:
+        pattern = str(patterns[layer]) if way in SPARSE_WAYS else None
+        settings = (layer.weight, pattern, layer.bias, layer.stride, layer.padding, layer.dilation)
+        if way not in INT8_WAYS:
+            return kernels.pack(*settings, beside_int8=beside_int8)
+        found = kernels.pack_int8(*settings, input=takes, output=gives)
+        # The calls of a layer have quantizations of their own, but its weights in common.
+        one = first.setdefault((layer, way), found)
+        return replace(found, values=one.values, rows=one.rows)
 
     return packed
 
 
-def possible_ways(layer: Layer, pattern: Pattern | None) -> tuple[list[str], str | None]:
-    """How a layer can be computed here, and why not by the N:M kernel, if it is N:M."""
+def possible_ways(layer: Layer, pattern: Pattern | None, int8: bool
+                  ) -> tuple[list[str], str | None]:
+    """How a layer can be computed here, and why not by the N:M kernel, if it is N:M.
+
+    ``int8``: whether it may be.
+    """
     ways, refusal = [TORCH], None
     if pattern is not None:
         refusal = kernels.refusal(layer.weight, str(pattern), layer.groups)
         if refusal is None:
             ways.append(SPARSE)
+        if int8 and kernels.refusal_int8(layer.weight, str(pattern), layer.groups) is None:
+            ways.append(INT8)
     if kernels.refusal(layer.weight, None, layer.groups) is None:
         ways.append(DENSE)
+    if int8 and kernels.refusal_int8(layer.weight, None, layer.groups) is None:
+        ways.append(DENSE_INT8)
     return ways, refusal
 
 
-def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[Layer, Pattern]
-           ) -> tuple[Compiled, dict[Layer, Choice]]:
+def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[Layer, Pattern],
+           int8: Collection[Layer] = ()) -> tuple[Compiled, dict[Layer, Choice]]:
     """The compiled part, with what was measured on ``calls``, flat arguments of the part.
 
-    ``patterns`` has the layers that are N:M.
+    ``patterns`` has the layers that are N:M, ``int8`` those that may be int8.
     """
     layers = layers_of(trace)
     packed = packer(patterns)
     ways, refusals = {}, {}
     for layer in layers:
-        ways[layer], refusals[layer] = possible_ways(layer, patterns.get(layer))
+        ways[layer], refusals[layer] = possible_ways(layer, patterns.get(layer), layer in int8)
 
-    def compiled(preference: Sequence[str]) -> Compiled:
+    def compiled(*preference: str) -> Compiled:
         return Compiled(trace, {layer: next(way for way in preference if way in ways[layer])
                                 for layer in layers}, packed)
 
-    trials = {SPARSE: compiled((SPARSE, DENSE, TORCH)), DENSE: compiled((DENSE, TORCH)),
-              TORCH: compiled((TORCH, ))}
+    trials = {SPARSE: compiled(SPARSE, DENSE, TORCH), DENSE: compiled(DENSE, TORCH),
+              TORCH: compiled(TORCH)}
+    if any({*INT8_WAYS} & {*found} for found in ways.values()):
+        trials[INT8] = compiled(INT8, DENSE_INT8, SPARSE, DENSE, TORCH)
+        trials[DENSE_INT8] = compiled(DENSE_INT8, SPARSE, DENSE, TORCH)
     times = _measure(trials, calls, ways)
-    chosen = {layer: min(ways[layer], key=lambda way: times[layer].get(way, float('inf')))
-              for layer in layers}
-    inside = {layer: min((way for way in ways[layer] if way != TORCH or len(ways[layer]) == 1),
-                         key=lambda way: times[layer].get(way, float('inf'))) for layer in layers}
-    # Each cut out of a program costs what no single layer shows: so the whole decides.
-    plans = [chosen, inside, dict.fromkeys(layers, TORCH)]
+
+    def fastest(without: Collection[str] = (), first: Collection[str] = ()) -> dict[Layer, str]:
+        """Layer by layer, of the ways it has but for ``without``, one of ``first`` if it has it."""
+        def rank(layer, way):
+            return way in without, way not in first, times[layer].get(way, float('inf'))
+        return {layer: min(ways[layer], key=lambda way: rank(layer, way)) for layer in layers}
+
+    # Each cut out of a program and each change between bytes and float32 cost what no single layer
+    # shows: so the whole decides.
+    plans = [fastest(), fastest((TORCH, )), fastest(INT8_WAYS), fastest((TORCH, *INT8_WAYS)),
+             fastest((TORCH, ), INT8_WAYS), dict.fromkeys(layers, TORCH)]
     best, plan = _fastest([(Compiled(trace, plan, packed), plan) for plan in plans], calls)
     return best, {layer: Choice(plan[layer], patterns.get(layer), refusals[layer],
                                 times[layer]) for layer in layers}

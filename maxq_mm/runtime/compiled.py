@@ -11,7 +11,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from .fuse import Layer, constant
-from .partition import TORCH, Choices, Packed, build, phases
+from .lower import Packed, lower
+from .partition import TORCH, Choices, phases
 from .program import Program
 from .trace import Trace
 
@@ -47,10 +48,11 @@ class _OperatorStep:
     target: Callable
     args: tuple
     kwargs: dict
-    output: int
+    outputs: tuple[int]
 
     def __call__(self, values: list) -> None:
-        values[self.output] = self._call(values)
+        index, = self.outputs
+        values[index] = self._call(values)
 
     def _call(self, values: list):
         return self.target(*_filled(self.args, values), **_filled(self.kwargs, values))
@@ -118,11 +120,17 @@ class Compiled:
         return self._known[key]
 
     @torch.no_grad()
-    def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """From the flat arguments to the flat results."""
+    def run(self, tensors: Sequence[Tensor],
+            watch: Callable[[int, object], None] | None = None) -> list[Tensor]:
+        """From the flat arguments to the flat results.
+
+        ``watch`` is called with each value that is made and the place of its node in the graph.
+        """
         values = self._start(tensors)
         for step, done in zip(self.steps, self.done, strict=True):
             step(values)
+            for index in step.outputs if watch is not None else ():
+                watch(index, values[index])
             for index in done:
                 values[index] = None
         return [values[index] for index in self.outputs]
@@ -163,16 +171,18 @@ def _steps(trace: Trace, choices: Choices, packed: Packed, places: dict) -> list
         if members:
             needed = {node for node in members
                       if any(user not in inside or phase[user] != number for user in node.users)}
-            program, inputs, outputs, layers = build(members, choices, packed, needed)
-            steps.append(_ProgramStep(program, tuple(places[node] for node in inputs),
-                                      tuple(places[node] for node in outputs), tuple(layers)))
+            lowered = lower(members, choices, packed, needed, trace.quantizations)
+            steps.append(_ProgramStep(lowered.program,
+                                      tuple(places[node] for node in lowered.inputs),
+                                      tuple(places[node] for node in lowered.outputs),
+                                      lowered.layers))
         for node in here:
             if node not in inside:
                 target = node.target
                 if isinstance(target, Layer) and choices[target] != TORCH:
                     target = packed(target, choices[target])
                 args, kwargs = _plain(template(node.args)), _plain(template(node.kwargs))
-                steps.append(_OperatorStep(target, args, kwargs, places[node]))
+                steps.append(_OperatorStep(target, args, kwargs, (places[node], )))
     return steps
 
 
@@ -190,12 +200,12 @@ def _last_uses(graph: fx.Graph, steps: list, places: dict, kept: set[int]) -> li
     nodes = {place: node for node, place in places.items()}
     made = {}
     for number, step in enumerate(steps):
-        for place in step.outputs if isinstance(step, _ProgramStep) else (step.output, ):
+        for place in step.outputs:
             made[place] = number
     reads = defaultdict(int)
     for number, step in enumerate(steps):
         read = step.inputs if isinstance(step, _ProgramStep) else [
-            places[arg] for arg in nodes[step.output].all_input_nodes]
+            places[arg] for arg in nodes[step.outputs[0]].all_input_nodes]
         for place in read:
             reads[place] = number
     done = [[] for _ in steps]

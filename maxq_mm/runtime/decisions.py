@@ -45,13 +45,16 @@ class PartDecision:
     """A part that is traced: where, with which arguments, and how its layers are computed.
 
     ``structure`` is how the arguments are put together of tensors of ``shapes``, as torch's pytree
-    writes it; ``layers`` are in the order of the graph.
+    writes it; ``layers`` are in the order of the graph. ``quantizations`` are scale and zero point
+    of values that may be bytes, by names of nodes of the graph with this ``fingerprint``.
     """
 
     place: Place
     structure: str
     shapes: tuple[tuple[int, ...], ...]
     layers: tuple[LayerDecision, ...]
+    fingerprint: str = ''
+    quantizations: tuple[tuple[str, float, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Decisions:
         parts = tuple(
             PartDecision(Place(**part['place']), part['structure'],
                          tuple(tuple(shape) for shape in part['shapes']),
-                         tuple(LayerDecision(**layer) for layer in part['layers']))
+                         tuple(LayerDecision(**layer) for layer in part['layers']),
+                         part['fingerprint'],
+                         tuple(tuple(value) for value in part['quantizations']))
             for part in plain['parts'])
         return cls(**{**plain, 'parts': parts})
 

@@ -66,6 +66,12 @@ def fuse(trace: Trace) -> None:
     graph.eliminate_dead_code()
 
 
+def layers_of(trace: Trace) -> list[Layer]:
+    """The layers of a fused trace, each once, in their order."""
+    return list(dict.fromkeys(node.target for node in trace.graph.nodes
+                              if isinstance(node.target, Layer)))
+
+
 def constant(node: fx.Node | None, trace: Trace) -> Tensor | None:
     """The tensor of the model that a node stands for."""
     is_one = isinstance(node, fx.Node) and node.op == 'get_attr'

@@ -14,11 +14,16 @@ from ..functional.masks import satisfies
 from ..functional.pattern import Pattern
 from ..utils.errors import InputError
 from .arrange import arranged
+from .arrange_int8 import arranged_int8
 from .library import library
+from .quantization import Quantization, quantize_weight
+
+# Of int8 layers: a block of rows has 16-bit offsets, and 255 * 127 * inputs must fit into an int32.
+_MOST_M, _MOST_INPUTS = 1024, 65536
 
 
 def instruction_set() -> str | None:
-    """The instruction set that kernels run with here, ``'avx512'`` or ``'avx2'``; None: no kernels.
+    """The instruction set that kernels run with here, a key of ``KERNELS``; None: no kernels.
 
     Compiles them on first use.
 
@@ -66,6 +71,11 @@ class PackedLayer:
     values: Tensor = field(repr=False)
     rows: Tensor = field(repr=False)
     bias: Tensor = field(repr=False)
+    # Of an int8 layer: what it takes, what it gives (None: float32), and (O,) the factors from its
+    # sums to its result; a float32 layer has none.
+    input: Quantization | None = None
+    output: Quantization | None = None
+    scales: Tensor | None = field(default=None, repr=False)
 
     @property
     def is_linear(self) -> bool:
@@ -81,7 +91,8 @@ class PackedLayer:
         """``relu(layer(x) + residual)``.
 
         Args:
-            x: ``(N, I, H, W)``, or ``(..., I)`` for a linear layer.
+            x: ``(N, I, H, W)``, or ``(..., I)`` for a linear layer; float32 also of an int8 layer,
+                which quantizes it.
             residual: what is added before the ReLU, like the result.
             relu: whether there is one.
 
@@ -95,8 +106,9 @@ class PackedLayer:
 
         program = Program()
         result = program.layer(
-            program.input(self.shape[1], self.is_linear), self,
-            None if residual is None else program.input(self.shape[0], self.is_linear), relu)
+            program.input(self.shape[1], self.is_linear, self.input), self,
+            None if residual is None
+            else program.input(self.shape[0], self.is_linear, self.output or self.input), relu)
         program.output(result)
         tensors = [x] if residual is None else [x, residual]
         if not self.is_linear:
@@ -109,7 +121,7 @@ class PackedLayer:
 
 def pack(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | None = None,
          stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
-         dilation: int | tuple[int, int] = 1) -> PackedLayer:
+         dilation: int | tuple[int, int] = 1, beside_int8: bool = False) -> PackedLayer:
     """Put a layer into the form that the kernels read.
 
     Args:
@@ -118,6 +130,7 @@ def pack(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | None = 
         pattern: N:M, or None for a dense layer.
         bias: ``(O,)``.
         stride, padding, dilation: of a convolution, per axis or for both.
+        beside_int8: it is for programs with int8 layers, for which a machine may have another set.
 
     Raises:
         InputError: no kernel takes it (see :func:`refusal`), or padding and the like are unfit.
@@ -125,17 +138,74 @@ def pack(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | None = 
     reason = refusal(weight, pattern)
     if reason is not None:
         raise InputError(f'no kernel takes this layer: {reason}')
-    found = library()
-    out_channels = len(weight)
-    bias = weight.new_zeros(out_channels) if bias is None else bias
-    if bias.shape != (out_channels, ):
-        raise InputError(f'bias of shape {tuple(bias.shape)}, expected ({out_channels},)')
+    found = library(beside_int8)
+    bias = _bias(weight, bias)
     pattern = None if pattern is None else Pattern.parse(pattern)
     return PackedLayer(
         tuple(weight.shape), pattern, _pair('stride', stride, 1), _pair('padding', padding, 0),
         _pair('dilation', dilation, 1), found.instruction_set,
-        *arranged(weight.detach(), pattern, found),
-        F.pad(bias.detach().to(weight), (0, -out_channels % found.outputs)))
+        *arranged(weight.detach(), pattern, found), _padded(bias, found.outputs))
+
+
+def refusal_int8(weight: Tensor, pattern: 'str | Pattern | None', groups: int = 1) -> str | None:
+    """Why no kernel takes a layer with this weight and pattern in int8; None if one does."""
+    reason = refusal(weight, pattern, groups)
+    if reason is not None:
+        return reason
+    if pattern is not None and Pattern.parse(pattern).m > _MOST_M:
+        return f'{pattern}: int8 kernels take M of at most {_MOST_M}'
+    if weight[0].numel() > _MOST_INPUTS:
+        return f'{weight[0].numel()} inputs of an output, int8 kernels sum at most {_MOST_INPUTS}'
+    return None if weight.isfinite().all() else 'a weight that is no number'
+
+
+def pack_int8(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | None = None,
+              stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
+              dilation: int | tuple[int, int] = 1, *, input: Quantization,
+              output: Quantization | None) -> PackedLayer:
+    """The same for an int8 layer; weights become what ``quantize_weight`` makes of them.
+
+    The result, of int32 sums over ``x`` less its zero point, is
+    ``round(sum * scales + bias / output.scale + output.zero_point)``, clamped to a byte, or
+    ``sum * scales + bias``.
+
+    Args:
+        weight, pattern, bias, stride, padding, dilation: see :func:`pack`.
+        input: of what it takes.
+        output: of what it gives; None: float32.
+
+    Raises:
+        InputError: no kernel takes it (see :func:`refusal_int8`), or padding and the like are
+            unfit.
+    """
+    reason = refusal_int8(weight, pattern)
+    if reason is not None:
+        raise InputError(f'no kernel takes this layer: {reason}')
+    found = library(int8=True)
+    integers, scales = quantize_weight(weight, pattern)
+    scales = input.scale * scales / (output.scale if output else 1)
+    # What the kernel sums has the input's zero point in it.
+    extra = input.zero_point * integers.flatten(1).sum(1, dtype=torch.int64)
+    bias = _bias(weight, bias).double() / (output.scale if output else 1) - scales * extra
+    pattern = None if pattern is None else Pattern.parse(pattern)
+    return PackedLayer(
+        tuple(weight.shape), pattern, _pair('stride', stride, 1), _pair('padding', padding, 0),
+        _pair('dilation', dilation, 1), found.instruction_set,
+        *arranged_int8(integers, pattern, found),
+        _padded(bias + (output.zero_point if output else 0), found.int8_outputs), input, output,
+        _padded(scales, found.int8_outputs))
+
+
+def _bias(weight: Tensor, bias: Tensor | None) -> Tensor:
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight)
+    if bias.shape != (len(weight), ):
+        raise InputError(f'bias of shape {tuple(bias.shape)}, expected ({len(weight)},)')
+    return bias
+
+
+def _padded(values: Tensor, outputs: int) -> Tensor:
+    """``(O,)`` as float32 of whole groups of outputs."""
+    return F.pad(values.float(), (0, -len(values) % outputs))
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """The compiled runtime: C++ kernels behind a plain C interface, called without Python's lock.
 
-Kernels are chosen at run time by what the processor has: AVX-512 (F, BW, DQ, VL), AVX2 with FMA, or
-nothing. ``MAXQ_ISA`` in the environment forces others, never such as the processor lacks:
-``avx512``, ``avx2``, ``none``, ``avx512-pixels`` (AVX2's kernels in AVX-512); for tests,
-``emulated`` and ``emulated-pixels`` are what AVX-512 runs in plain C++.
+Kernels are chosen at run time by what the processor has: AVX-512 (F, BW, DQ, VL) with VBMI and VNNI
+or without, AVX2 with FMA, or nothing. ``MAXQ_ISA`` in the environment forces others, never such as
+the processor lacks: ``avx512``, ``avx2``, ``none``, ``avx512-pixels`` (AVX2's kernels in AVX-512);
+for tests, ``emulated`` and ``emulated-pixels`` are what AVX-512 runs in plain C++.
 """
 
 import ctypes
@@ -28,19 +28,23 @@ class Kernels(NamedTuple):
     # What the lanes of a vector are: pixels, whose tiles hold them side by side, or output
     # channels, of channels-last activations.
     lanes_are: str
+    int8: str  # the set that programs with int8 layers run with as a whole
 
 
 # The one place where instruction sets, kernels and layouts are matched; the best comes first.
 KERNELS = {
-    'avx512': Kernels(1, 2, 'outputs'),
-    'avx2': Kernels(0, 1, 'pixels'),
-    'avx512-pixels': Kernels(2, 2, 'pixels'),
-    'emulated': Kernels(1, 2, 'outputs'),
-    'emulated-pixels': Kernels(2, 2, 'pixels'),
+    'avx512-vnni': Kernels(3, 3, 'outputs', 'avx512-vnni'),
+    'avx512': Kernels(1, 2, 'outputs', 'avx2'),
+    'avx2': Kernels(0, 1, 'pixels', 'avx2'),
+    'avx512-pixels': Kernels(2, 2, 'pixels', 'avx2'),
+    'emulated': Kernels(3, 3, 'outputs', 'emulated'),
+    'emulated-pixels': Kernels(2, 3, 'pixels', 'emulated'),
 }
+_BEST = {3: 'avx512-vnni', 2: 'avx512', 1: 'avx2', 0: 'none'}  # by level
 FLAGS = ('-O3', '-std=c++20', '-pthread')  # of all files
 _AVX2 = ('-mavx2', '-mfma')
 _AVX512 = (*_AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl')
+_VNNI = (*_AVX512, '-mavx512vbmi', '-mavx512vnni')
 _lock = threading.Lock()
 _Int = ctypes.c_int64
 
@@ -49,7 +53,7 @@ class View(ctypes.Structure):
     """A tensor: see runtime.h."""
 
     _fields_ = [(name, _Int) for name in ('offset', 'image', 'n', 'c', 'h', 'w', 'pitch', 'tiles',
-                                          'margin', 'front')]
+                                          'margin', 'front', 'element', 'zero')]
 
 
 class Op(ctypes.Structure):
@@ -59,7 +63,9 @@ class Op(ctypes.Structure):
                 ('external', _Int), ('strides', _Int * 4), ('kernel', _Int * 2),
                 ('stride', _Int * 2), ('padding', _Int * 2), ('dilation', _Int * 2),
                 ('block_rows', _Int), ('steps', _Int), ('values', ctypes.c_void_p),
-                ('rows', ctypes.c_void_p), ('bias', ctypes.c_void_p)]
+                ('rows', ctypes.c_void_p), ('bias', ctypes.c_void_p),
+                ('scales', ctypes.c_void_p), ('factor', ctypes.c_float),
+                ('other_factor', ctypes.c_float), ('offset', ctypes.c_float)]
 
 
 class Library(NamedTuple):
@@ -70,23 +76,26 @@ class Library(NamedTuple):
     run: ctypes._CFuncPtr
     lanes: int
     outputs: int  # side by side
+    int8_outputs: int  # the same of int8 layers
     width: int  # pixels of a tile
-    unit: int  # what channels are padded to a multiple of
+    unit: int  # bytes that a pixel's channels are padded to a multiple of
 
 
-def library() -> Library | None:
+def library(int8: bool = False) -> Library | None:
     """The library, compiled and loaded once a process; None if it cannot run here.
+
+    ``int8``: with the kernels that programs with int8 layers run with.
 
     Raises:
         InputError: ``MAXQ_ISA`` is none of its values.
     """
     with _lock:  # a cache alone lets two threads in
-        return _library()
+        return _library(int8)
 
 
 @functools.cache
-def _library() -> Library | None:
-    wanted = os.environ.get('MAXQ_ISA') or 'avx512'
+def _library(int8: bool) -> Library | None:
+    wanted = os.environ.get('MAXQ_ISA') or 'avx512-vnni'
     if wanted not in (*KERNELS, 'none'):
         raise InputError(f'MAXQ_ISA must be none or one of {", ".join(KERNELS)}, got {wanted!r}')
     emulated = wanted.startswith('emulated')
@@ -99,19 +108,23 @@ def _library() -> Library | None:
         return None
     level = functions.maxq_level()
     if KERNELS[wanted].level > level:
-        wanted = 'avx2' if level == 1 else 'none'
+        wanted = _BEST[level]
     if wanted == 'none':
         return None
-    described = (_Int * 4)()
+    if int8:
+        wanted = KERNELS[wanted].int8
+    described = (_Int * 5)()
     functions.maxq_describe(KERNELS[wanted].number, described)
     return Library(wanted, KERNELS[wanted], functions.maxq_run, *described)
 
 
+@functools.cache
 def _load(emulated: bool) -> ctypes.CDLL:
-    flags = ('-O1', ) if emulated else _AVX512  # arrays of 16 take a compiler long at -O3
-    sets = {'outputs_avx512': flags, 'pixels_avx512': flags}
-    if not emulated:
-        sets['pixels_avx2'] = _AVX2
+    if emulated:  # arrays of 16 take a compiler long at -O3
+        sets = {'outputs_vnni': ('-O1', ), 'pixels_avx512': ('-O1', )}
+    else:
+        sets = {'outputs_vnni': _VNNI, 'outputs_avx512': _AVX512, 'pixels_avx512': _AVX512,
+                'pixels_avx2': _AVX2}
     units = [compiler.Unit(SOURCES / f'{name}.cpp', flags) for name, flags in sets.items()]
     units += [compiler.Unit(SOURCES / f'{name}.cpp') for name in ('pool', 'program')]
     functions = compiler.load(
@@ -127,4 +140,5 @@ def _load(emulated: bool) -> ctypes.CDLL:
 
 
 KINDS = {name: number for number, name in enumerate(
-    ('import', 'export', 'layer', 'dense layer', 'max pool', 'add', 'upsample'))}
+    ('import', 'export', 'layer', 'dense layer', 'max pool', 'add', 'upsample',
+     'convert'))}

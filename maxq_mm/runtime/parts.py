@@ -1,5 +1,6 @@
 """Which parts of a model become programs: as large ones as can be traced."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -10,22 +11,43 @@ from ..utils.errors import first_line
 from .calls import FEATURES, Call, Recording, record, run, takes_images
 from .compiled import Compiled
 from .decisions import LayerDecision, PartDecision, Place, structure_of
+from .partition import INT8_WAYS
 from .place import function_at, install, name_of, trace_at
 from .trace import Trace, Untraceable, flatten
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How alike the results of two computations are, each by its worst result.
+
+    ``difference``: the largest, as a share of the result's largest value; ``decibels``: of signal
+    to noise.
+    """
+
+    difference: float
+    decibels: float
+
+
 @dataclass
 class Part:
-    """A place of ``model``, what is computed there, and what it was called with."""
+    """A place of ``model``, what is computed there, and what it was called with.
+
+    ``samples`` are some calls that calibration made.
+    """
 
     model: nn.Module
     place: Place
     calls: list[Call]
     trace: Trace
+    samples: list[Call] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return name_of(self.model, self.place)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model.get_submodule(self.place.module)
 
     @property
     def tensors(self) -> list[list[Tensor]]:
@@ -33,13 +55,18 @@ class Part:
         return [flatten(call.args, call.kwargs)[0] for call in self.calls]
 
     @torch.no_grad()
-    def difference(self, compiled: Compiled) -> float:
-        """How far the compiled results are from the model's, as a share of each one's range."""
-        call, tensors = self.calls[0], self.tensors[0]
+    def agreement(self, compiled: Compiled, call: Call) -> Agreement:
+        """How the compiled results of a call agree with the model's."""
         function = function_at(self.model, self.place)
         expected, _ = flatten((function(*call.args, **call.kwargs), ), {})
-        return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
-                   for a, b in zip(expected, compiled.run(tensors), strict=True) if a.numel())
+        results = compiled.run(flatten(call.args, call.kwargs)[0])
+        pairs = [(a.double(), (a - b).double()) for a, b in zip(expected, results, strict=True)
+                 if a.numel()]
+        return Agreement(
+            max((float(off.abs().max() / a.abs().max().clamp(min=1e-12)) for a, off in pairs),
+                default=0.),
+            min((float(10 * (a.square().sum() / off.square().sum().clamp(min=1e-30)).log10())
+                 for a, off in pairs if off.any()), default=math.inf))
 
     def install(self, compiled: Compiled) -> None:
         install(self.model, self.place, compiled)
@@ -48,7 +75,11 @@ class Part:
         """What :mod:`.rebuild` needs to make it again."""
         leaves, arguments = flatten(self.calls[0].args, self.calls[0].kwargs)
         return PartDecision(self.place, structure_of(arguments),
-                            tuple(tuple(leaf.shape) for leaf in leaves), layers)
+                            tuple(tuple(leaf.shape) for leaf in leaves), layers,
+                            self.trace.fingerprint, tuple(
+                                (name, found.scale, found.zero_point)
+                                for name, found in self.trace.quantizations.items()
+                                if any(layer.way in INT8_WAYS for layer in layers)))
 
 
 @dataclass

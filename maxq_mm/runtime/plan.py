@@ -14,9 +14,15 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .kernels import PackedLayer
-from .library import KINDS, Op, View, library
+from .library import KINDS, Library, Op, View, library
+from .quantization import Quantization
 
 _Shape = tuple[int, int, int, int]
+_LINE = 64  # bytes that values are aligned to
+
+
+def _padded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,16 @@ class Node:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
+    quantization: Quantization | None = None  # of a value in uint8; None: float32
 
 
 class Plan(NamedTuple):
     """What a run of one size needs; read-only."""
 
+    library: Library
     ops: ctypes.Array
     names: list[str]  # '' of inputs and outputs
-    floats: int
+    bytes: int
     results: list[tuple[int, ...]]  # shapes
 
 
@@ -53,11 +61,11 @@ def make_plan(nodes: list[Node], outputs: list[int], tensors: tuple[Tensor, ...]
         InputError: inputs of other channels or types, or too small.
         RuntimeError: no kernels on this machine, or layers packed for another.
     """
-    _check_library(nodes)
+    found = _library(nodes)
     shapes = _shapes(nodes, tensors)
     is_rows = _rows(nodes)
-    views = _views(nodes, shapes)
-    floats = _place(nodes, outputs, views)
+    views = _views(nodes, shapes, found)
+    size = _place(nodes, views, found)
     ops, names = [], []
     inputs = iter(range(len(tensors)))
     results = [_result(shapes[value], is_rows[value]) for value in outputs]
@@ -73,6 +81,7 @@ def make_plan(nodes: list[Node], outputs: list[int], tensors: tuple[Tensor, ...]
                 op.other = views[node.values[1]]
         if node.layer is not None:
             _fill(op, node.layer)
+        _scale(op, node, nodes)
         ops.append(op)
         names.append(_name(node, shapes[value]))
         for number, output in enumerate(outputs):
@@ -81,19 +90,21 @@ def make_plan(nodes: list[Node], outputs: list[int], tensors: tuple[Tensor, ...]
                 if empty.ndim == 4:
                     empty = empty.contiguous(memory_format=memory_format)
                 ops.append(Op(kind=KINDS['export'], input=views[value],
+                              factor=node.quantization.scale if node.quantization else 1,
                               external=len(tensors) + number, strides=_strides(empty)))
                 names.append('')
-    return Plan((Op * len(ops))(*ops), names, floats, results)
+    return Plan(found, (Op * len(ops))(*ops), names, size, results)
 
 
-def _check_library(nodes: list[Node]) -> None:
-    found = library()
+def _library(nodes: list[Node]) -> Library:
+    found = library(any(node.quantization is not None for node in nodes))
     if found is None:
         raise RuntimeError('no kernels for this CPU')
     if any(node.layer is not None and node.layer.instruction_set != found.instruction_set
            for node in nodes):
         raise RuntimeError(f'layers were packed for another instruction set than '
                            f'{found.instruction_set}')
+    return found
 
 
 def _shapes(nodes: list[Node], tensors: tuple[Tensor, ...]) -> list[_Shape]:
@@ -109,7 +120,7 @@ def _shapes(nodes: list[Node], tensors: tuple[Tensor, ...]) -> list[_Shape]:
         n, _, *size = shapes[node.values[0]]
         if node.like is not None:
             size = shapes[node.like][2:]
-        elif node.kind != 'add':
+        elif node.kind not in ('add', 'convert'):
             size = [(s + 2 * p - d * (k - 1) - 1) // stride + 1 for s, p, d, k, stride in zip(
                 size, node.padding, node.dilation, node.kernel, node.stride, strict=True)]
             if min(size) < 1 and min(shapes[node.values[0]][2:]) > 0:
@@ -148,9 +159,9 @@ def _strides(tensor: Tensor) -> tuple[int, int, int, int]:
     return tensor.stride()
 
 
-def _views(nodes: list[Node], shapes: list[_Shape]) -> list[View]:
+def _views(nodes: list[Node], shapes: list[_Shape], found: Library) -> list[View]:
     """Sizes of all values; where they lie is for :func:`_place`."""
-    width, unit = library().width, library().unit
+    width = found.width
     leader = list(range(len(nodes)))  # of values that share their border
 
     def find(value: int) -> int:
@@ -177,14 +188,18 @@ def _views(nodes: list[Node], shapes: list[_Shape]) -> list[View]:
         reach = b * pitch + b  # pixels before and behind a map that are read as zeros
         tiles = -(-h * pitch // width)
         margin = max(0, -(-(h * pitch + reach) // width) - tiles)
-        size = -(-c // unit) * unit * width  # of a tile
+        quantization = nodes[value].quantization
+        element = 4 if quantization is None else 1
+        size = _padded(c * element, found.unit) * width  # bytes of a tile
         views.append(View(n=n, c=c, h=h, w=w, pitch=pitch, tiles=tiles, margin=margin,
-                          image=(tiles + margin) * size, front=-(-reach // width) * size))
+                          image=(tiles + margin) * size, front=-(-reach // width) * size,
+                          element=element, zero=0 if quantization is None
+                          else quantization.zero_point))
     return views
 
 
-def _place(nodes: list[Node], outputs: list[int], views: list[View]) -> int:
-    """Give values that live at the same time memory of their own; returns how much in all."""
+def _place(nodes: list[Node], views: list[View], found: Library) -> int:
+    """Give values that live at the same time memory of their own; returns how many bytes in all."""
     last = list(range(len(nodes)))
     for value, node in enumerate(nodes):
         for read in node.values:
@@ -193,7 +208,7 @@ def _place(nodes: list[Node], outputs: list[int], views: list[View]) -> int:
     total = 0
     for value, view in enumerate(views):
         taken = [entry for entry in taken if entry[2] >= value]
-        size = view.front + view.n * view.image
+        size = _padded(view.front + view.n * view.image, _LINE)
         begin = 0
         for start, end, _ in sorted(taken):
             if begin + size <= start:
@@ -204,7 +219,7 @@ def _place(nodes: list[Node], outputs: list[int], views: list[View]) -> int:
         total = max(total, begin + size)
     # Whole tiles are read behind a map, at every kernel position; what stands there is masked out.
     behind = max(((node.kernel[0] - 1) * node.dilation[0] * view.pitch + node.kernel[1]
-                  * node.dilation[1] + 2 * library().width) * (view.c + library().unit)
+                  * node.dilation[1] + 2 * found.width) * (view.c * view.element + found.unit)
                  for node in nodes for view in (views[value] for value in node.values))
     return total + behind
 
@@ -214,6 +229,24 @@ def _fill(op: Op, layer: PackedLayer) -> None:
     op.values = layer.values.data_ptr()
     op.rows = layer.rows.data_ptr()
     op.bias = layer.bias.data_ptr()
+    if layer.scales is not None:
+        op.scales = layer.scales.data_ptr()
+
+
+def _scale(op: Op, node: Node, nodes: list[Node]) -> None:
+    """Factors between quantized values, or between them and floats; see runtime.h."""
+    sources = [nodes[value].quantization for value in node.values]
+    scale = node.quantization.scale if node.quantization else 1
+    zero_point = node.quantization.zero_point if node.quantization else 0
+    factors = [(source.scale if source else 1) / scale for source in sources] or [1 / scale]
+    op.factor = factors[0]
+    op.offset = zero_point
+    if len(sources) == 2:
+        op.other_factor = factors[1]
+        if node.layer is not None:
+            op.offset = -factors[1] * (sources[1].zero_point if sources[1] else 0)
+    elif node.layer is not None:
+        op.offset = 0
 
 
 def _name(node: Node, shape: _Shape) -> str:

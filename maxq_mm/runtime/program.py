@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .kernels import PackedLayer, _pair
-from .library import library
 from .plan import Node, Plan, make_plan
+from .quantization import Quantization
 
 # So many sizes of input are remembered.
 _PLANS = 32
@@ -45,21 +45,43 @@ class Program:
         self.__dict__.update(state)
         self._forget()
 
-    def input(self, channels: int, rows: bool = False) -> int:
-        """An input ``(N, channels, H, W)``, or ``(B, channels)`` if it is ``rows``."""
-        return self._add(Node('import', (), channels, rows=rows))
+    def input(self, channels: int, rows: bool = False,
+              quantization: Quantization | None = None) -> int:
+        """An input ``(N, channels, H, W)``, or ``(B, channels)`` if it is ``rows``.
+
+        It is float32; with a ``quantization`` the value is made uint8 on its way in.
+        """
+        return self._add(Node('import', (), channels, rows=rows, quantization=quantization))
+
+    def quantize(self, x: int, quantization: Quantization) -> int:
+        """A float32 value in uint8."""
+        self._check(x, quantized=False)
+        return self._add(Node('convert', (x, ), self._node(x).channels, quantization=quantization))
+
+    def dequantize(self, x: int) -> int:
+        """A uint8 value in float32."""
+        self._check(x, quantized=True)
+        return self._add(Node('convert', (x, ), self._node(x).channels))
 
     def layer(self, x: int, packed: PackedLayer, residual: int | None = None,
               relu: bool = False) -> int:
-        """A layer, what is added to it, and a ReLU."""
+        """A layer, what is added to it, and a ReLU.
+
+        Of an int8 layer ``x`` and ``residual`` are uint8, and the result is what it was packed for.
+        """
         if packed.shape[1] != self._node(x).channels:
             raise InputError(f'a layer of {packed.shape[1]} input channels cannot take a value of '
                              f'{self._node(x).channels}')
+        if packed.input != self._node(x).quantization:
+            raise InputError(f'a layer of {packed.input or "float32"} cannot take a value of '
+                             f'{self._node(x).quantization or "float32"}')
         values = (x, ) if residual is None else (x, residual)
+        if residual is not None:
+            self._check(residual, packed.input is not None)
         return self._add(Node('layer' if packed.pattern else 'dense layer', values,
                               packed.shape[0], relu, layer=packed, kernel=packed.kernel,
                               stride=packed.stride, padding=packed.padding,
-                              dilation=packed.dilation))
+                              dilation=packed.dilation, quantization=packed.output))
 
     def max_pool(self, x: int, kernel: int | tuple[int, int], stride: int | tuple[int, int],
                  padding: int | tuple[int, int] = 0) -> int:
@@ -68,23 +90,35 @@ class Program:
         if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
             raise InputError(f'padding {padding} is more than half of the kernel {kernel}')
         return self._add(Node('max pool', (x, ), self._node(x).channels, kernel=kernel,
-                              stride=_pair('stride', stride, 1), padding=padding))
+                              stride=_pair('stride', stride, 1), padding=padding,
+                              quantization=self._node(x).quantization))
 
-    def add(self, a: int, b: int, relu: bool = False) -> int:
-        """The sum of two values of one shape, and a ReLU."""
-        return self._add(Node('add', (a, b), self._node(a).channels, relu))
+    def add(self, a: int, b: int, relu: bool = False, output: Quantization | None = None) -> int:
+        """The sum of two values of one shape, and a ReLU; of uint8 values quantized as ``output``.
+        """
+        self._check(a, output is not None)
+        self._check(b, output is not None)
+        return self._add(Node('add', (a, b), self._node(a).channels, relu, quantization=output))
 
     def relu(self, x: int) -> int:
         """A ReLU by itself."""
-        return self._add(Node('add', (x, ), self._node(x).channels, True))
+        return self._add(Node('add', (x, ), self._node(x).channels, True,
+                              quantization=self._node(x).quantization))
 
     def upsample(self, x: int, like: int) -> int:
         """The nearest pixels of ``x``, as high and wide as ``like``."""
-        return self._add(Node('upsample', (x, ), self._node(x).channels, like=like))
+        return self._add(Node('upsample', (x, ), self._node(x).channels, like=like,
+                              quantization=self._node(x).quantization))
 
-    def upsample_add(self, x: int, like: int) -> int:
-        """``like`` plus the nearest pixels of ``x``: a feature pyramid's step."""
-        return self._add(Node('upsample', (x, like), self._node(x).channels, like=like))
+    def upsample_add(self, x: int, like: int, output: Quantization | None = None) -> int:
+        """``like`` plus the nearest pixels of ``x``: a feature pyramid's step.
+
+        Of uint8 values quantized as ``output``.
+        """
+        self._check(x, output is not None)
+        self._check(like, output is not None)
+        return self._add(Node('upsample', (x, like), self._node(x).channels, like=like,
+                              quantization=output))
 
     def output(self, x: int) -> None:
         """Make a value one of the results, after those that are."""
@@ -96,6 +130,11 @@ class Program:
         if not 0 <= value < len(self.nodes):
             raise InputError(f'{value} is no value of this program')
         return self.nodes[value]
+
+    def _check(self, value: int, quantized: bool) -> None:
+        if (self._node(value).quantization is not None) != quantized:
+            raise InputError(f'value {value} is {"float32" if quantized else "uint8"}, expected '
+                             f'{"uint8" if quantized else "float32"}')
 
     def _add(self, node: Node) -> int:
         others = (*node.values, *(() if node.like is None else (node.like, )))
@@ -151,17 +190,17 @@ class Program:
              clock: ctypes.Array | None = None) -> tuple[Tensor, ...]:
         tensors = tuple(tensor.detach() for tensor in tensors)
         plan = self._plan(tensors, memory_format)
-        found = library()
         results = tuple(torch.empty(shape, memory_format=memory_format if len(shape) == 4
                                     else torch.contiguous_format) for shape in plan.results)
         try:
             memory = self._memory.pop()
         except IndexError:
-            memory = torch.empty(0)
-        if memory.numel() < plan.floats:
-            memory = torch.empty(plan.floats)
+            memory = torch.empty(0, dtype=torch.uint8)
+        if memory.numel() < plan.bytes:
+            memory = torch.empty(plan.bytes, dtype=torch.uint8)
         everything = [tensor.data_ptr() for tensor in (*tensors, *results)]
-        found.run(found.kernels.number, plan.ops, len(plan.ops), memory.data_ptr(),
-                  (ctypes.c_void_p * len(everything))(*everything), torch.get_num_threads(), clock)
+        plan.library.run(plan.library.kernels.number, plan.ops, len(plan.ops), memory.data_ptr(),
+                         (ctypes.c_void_p * len(everything))(*everything),
+                         torch.get_num_threads(), clock)
         self._memory.append(memory)
         return results

@@ -1,14 +1,16 @@
 """The graph of ATen operators that a part of a model computes, for any batch and image size."""
 
+import hashlib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..utils.errors import first_line
+from .quantization import Quantization
 
 # Axes whose size may differ from call to call, by the number of axes; a batch and positions.
 _DYNAMIC = {1: (), 2: (0, ), 3: (0, 1), 4: (0, 2, 3)}
@@ -24,13 +26,24 @@ class Trace:
 
     ``tensors`` are those of the model, by the target of their ``get_attr`` nodes; ``guards`` raises
     AssertionError for tensors that the graph does not hold for; ``results`` is the structure of
-    what the part returns.
+    what the part returns; ``quantizations`` are of values that may be bytes, by names of nodes.
     """
 
     graph: fx.Graph
     tensors: dict[str, Tensor]
     guards: Callable
     results: pytree.TreeSpec
+    quantizations: dict[str, Quantization] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its nodes, their operators and names, which another torch may give otherwise."""
+        def name(target) -> str:
+            return target if isinstance(target, str) else str(
+                getattr(target, '__name__', None) or target)
+        text = '\n'.join(f'{node.name} {node.op} {name(node.target)} {node.all_input_nodes}'
+                         for node in self.graph.nodes)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Part(nn.Module):

@@ -283,7 +283,7 @@ def refused(model, inputs, match, **options):
 
 def test_bad_input(folded):
     x = torch.randn(1, 3, 64, 64)
-    refused(folded, x, "precision must be one of float32, got 'int7'", precision='int7')
+    refused(folded, x, "precision must be one of float32, int8, got 'int7'", precision='int7')
     refused(folded, [x], 'inputs must be a tensor or the tuple of arguments .* got list')
     refused(folded, x.double(), 'inputs are torch.float64, the weights are torch.float32')
     refused(folded, x.to('meta'), 'inputs are on meta, the model is on cpu')

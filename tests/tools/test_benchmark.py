@@ -92,8 +92,11 @@ def test_engines(tmp_path):
         assert rows[name]['difference'] < 1e-4
     assert 0 < rows['onnxruntime int8']['difference'] < 0.5
     assert rows['maxq_mm 1:16']['pattern'] == '1:16'
-    layers = result['layers']['1:16']
-    assert len(layers) == 20
-    assert all(row['of_peak'] > 0 for row in layers if row['sparse_ms'])
+    assert rows['maxq_mm int8 1:16']['precision'] == 'int8'
+    assert 0 <= rows['maxq_mm int8 1:16']['difference'] < 0.5
+    for name in ('1:16', 'int8 1:16'):
+        layers = result['layers'][name]
+        assert len(layers) == 20
+        assert all(row['of_peak'] > 0 for row in layers if row['sparse_ms'])
     assert 'against fastest dense float32' in text
     assert (tmp_path / 'plot.png').stat().st_size > 1000

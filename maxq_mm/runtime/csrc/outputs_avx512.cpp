@@ -1,4 +1,4 @@
-// Compiled with -mavx512f and the like; see pixels_avx2.cpp. Without them 16 lanes are emulated.
+// Compiled with -mavx512f and the like; see pixels_avx2.cpp.
 #define LANES 16
 #define KERNELS kOutputsAvx512
-#include "outputs.h"
+#include "outputs_kernels.h"

@@ -8,131 +8,41 @@
 // same number of weights in every block.
 #pragma once
 
-#include "runtime.h"
-
-#include "lanes.h"
-
-#include "moves.h"
+#include "tiles.h"
 
 namespace maxq {
 namespace {
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 constexpr int kOutputs = Lanes::kSize == 8 ? 3 : 6;  // accumulators: 12 of 16, 24 of 32 registers
 
-// How a layer is cut: tiles of pixels of an image, and chunks of groups of kOutputs outputs.
-struct Cut {
-  int64_t groups, tiles, chunks, chunk_groups;
-  Cut(const Op& op, int64_t threads) {
-    groups = divide_up(op.out.c, kOutputs);
-    tiles = op.out.tiles;
-    const int64_t all = tiles * op.out.n, wanted = threads > 1 ? 4 * threads : 1;
-    chunks = all == 0 ? 1 : divide_up(wanted, all);
-    if (chunks > divide_up(groups, 4)) chunks = divide_up(groups, 4);
-    chunk_groups = divide_up(groups, chunks);
-    chunks = divide_up(groups, chunk_groups);
-  }
+template <bool kDense>
+struct Floats {
+  using T = float;
+  using Weight = float;
+  using Sum = float;
+  using Group = maxq::Group<T, Weight, Sum>;
+  static constexpr bool kIsDense = kDense;
+  static constexpr int kOutputs = maxq::kOutputs;
+  static int64_t rows(const Op& op) { return op.block_rows + 1; }
+  static int64_t weights(const Op& op, int64_t rows) { return rows * op.steps / op.block_rows; }
+  static void prepare(Group&, float*, int64_t) {}
+  static void multiply(const Group& group);
 };
 
-// A tile's place.
-struct Tile {
-  int64_t first;        // pixel of the output
-  bool is_flat;         // input pixels side by side, as the outputs are
-  bool is_masked;
-  int32_t at[kWidth];   // else: number of each input pixel, at kernel offset 0
-  float mask[kWidth];   // all bits set where there is a pixel
-};
-
-void locate(const Op& op, int64_t index, Tile& tile) {
-  const View &in = op.in, &out = op.out;
-  tile.first = index * kWidth;
-  tile.is_flat = op.stride[0] == 1 && op.stride[1] == 1 && in.pitch == out.pitch;
-  tile.is_masked = out.pitch > out.w || tile.first + kWidth > out.h * out.pitch;
-  if (tile.is_flat && !tile.is_masked) return;
-  int64_t y = tile.first / out.pitch, x = tile.first % out.pitch;
-  for (int i = 0; i < kWidth; ++i) {
-    const uint32_t bits = x < out.w && y < out.h ? ~0u : 0u;
-    std::memcpy(&tile.mask[i], &bits, sizeof bits);
-    const int64_t near_y = y < out.h ? y : out.h - 1, near_x = x < out.w ? x : out.w - 1;
-    tile.at[i] = static_cast<int32_t>(near_y * op.stride[0] * in.pitch + near_x * op.stride[1]);
-    if (++x == out.pitch) x = 0, ++y;
-  }
-}
-
-void copy_row(const float* from, float* to) {
-  for (int p = 0; p < kTileVectors; ++p)
-    Lanes::load(from + p * Lanes::kSize).store(to + p * Lanes::kSize);
-}
-
-// Copies the inputs of rows begin to end (kernel position, then channel) of a tile; writes up to a
-// row more.
-void gather(const Op& op, const float* image, const Tile& tile, int64_t begin, int64_t end,
-            float* to) {
-  const int64_t size = op.in.c * kWidth;  // of a tile in the input
-  for (int64_t row = begin; row < end;) {
-    const int64_t position = row / op.in.c, channel = row % op.in.c;
-    const int64_t y = position / op.kernel[1] * op.dilation[0] - op.padding[0];
-    const int64_t x = position % op.kernel[1] * op.dilation[1] - op.padding[1];
-    const int64_t last = end - row < op.in.c - channel ? end : row + op.in.c - channel;
-    const float* from = image + channel * kWidth;
-    if (tile.is_flat) {
-      // The end of one tile and the beginning of the next.
-      const int64_t pixel = tile.first + y * op.in.pitch + x;
-      const int64_t index = floor_divide(pixel, kWidth), skipped = pixel - index * kWidth;
-      from += index * size;
-      if (skipped == 0) {
-        for (; row < last; ++row, from += kWidth, to += kWidth) copy_row(from, to);
-      } else {
-        for (; row < last; ++row, from += kWidth, to += kWidth) {
-          copy_row(from + skipped, to);
-          float* rest = to + kWidth - skipped;
-          for (int64_t i = 0; i < skipped; i += Lanes::kSize)
-            Lanes::load(from + size + i).store(rest + i);
-        }
-      }
-    } else {
-      int32_t at[kWidth];
-      const int32_t shift = static_cast<int32_t>(y * op.in.pitch + x);
-      for (int i = 0; i < kWidth; ++i) {
-        const int32_t pixel = tile.at[i] + shift;  // >> and & round down, also below 0
-        at[i] = (pixel >> kWidthBits) * static_cast<int32_t>(size) + (pixel & (kWidth - 1));
-      }
-      for (; row < last; ++row, from += kWidth, to += kWidth)
-        for (int i = 0; i < kWidth; ++i) to[i] = from[at[i]];
-    }
-  }
-}
-
-// Where the sums of kOutputs outputs come from and go to.
-struct Group {
-  const float* inputs;        // rows of the block
-  const float* values;        // [weight][output]
-  const uint16_t* rows;       // the same; dense: none
-  int64_t count;              // weights of an output in this block
-  const float* bias;          // of the first block, else null
-  float* sums;                // [output][pixel], between blocks
-  bool is_last;
-  bool relu;
-  const Tile* tile;
-  const float* residual;      // of output 0, or null
-  float* out;
-  int64_t outputs;            // that exist
-};
-
-template <bool kIsDense>
-void multiply(const Group& group) {
+template <bool kDense>
+void Floats<kDense>::multiply(const Group& group) {
+  const Op& op = *group.op;
   Lanes sum[kOutputs][kTileVectors];
 #pragma GCC unroll 8
   for (int o = 0; o < kOutputs; ++o)
 #pragma GCC unroll 8
     for (int p = 0; p < kTileVectors; ++p)
-      sum[o][p] = group.bias ? Lanes::fill(group.bias[o])
-                             : Lanes::load(group.sums + o * kWidth + p * Lanes::kSize);
+      sum[o][p] = group.is_first ? Lanes::fill(op.bias[group.output + o])
+                                 : Lanes::load(group.sums + o * kWidth + p * Lanes::kSize);
   const float *values = group.values, *inputs = group.inputs;
   const uint16_t* rows = group.rows;
   for (int64_t i = 0; i < group.count; ++i) {
-    if constexpr (kIsDense) {
+    if constexpr (kDense) {
       // Values first: sums, values and one input are all registers there are.
       Lanes value[kOutputs];
 #pragma GCC unroll 8
@@ -165,92 +75,21 @@ void multiply(const Group& group) {
         sum[o][p].store(group.sums + o * kWidth + p * Lanes::kSize);
     return;
   }
+  float* out = reinterpret_cast<float*>(group.out);
 #pragma GCC unroll 8
   for (int o = 0; o < kOutputs; ++o) {
-    if (o >= group.outputs) break;
+    if (group.output + o >= op.out.c) break;
 #pragma GCC unroll 8
     for (int p = 0; p < kTileVectors; ++p) {
       Lanes value = sum[o][p];
       const int64_t at = p * Lanes::kSize;
       if (group.residual) value = value.plus(Lanes::load(group.residual + o * kWidth + at));
-      if (group.relu) value = value.relu();
+      if (op.relu) value = value.relu();
       if (group.tile->is_masked) value = value.where(group.tile->mask + at);
-      value.store(group.out + o * kWidth + at);
+      value.store(out + o * kWidth + at);
     }
   }
-}
-
-template <bool kIsDense>
-void layer(const Op& op, const Run& run, int64_t item, float* scratch) {
-  const Cut cut(op, run.threads);
-  const int64_t tile_index = item % cut.tiles, image = item / cut.tiles % op.out.n;
-  const int64_t chunk = item / cut.tiles / op.out.n;
-  const int64_t begin = chunk * cut.chunk_groups;
-  const int64_t end = begin + cut.chunk_groups < cut.groups ? begin + cut.chunk_groups : cut.groups;
-  Tile tile;
-  locate(op, tile_index, tile);
-  const int64_t all_rows = op.in.c * op.kernel[0] * op.kernel[1];
-  const bool is_direct = tile.is_flat && op.kernel[0] == 1 && op.kernel[1] == 1 &&
-                         op.padding[0] == 0 && op.padding[1] == 0;
-  float* inputs = scratch;
-  float* sums = scratch + (op.block_rows + 1) * kWidth;
-  const float* from = run.arena + op.in.offset + image * op.in.image;
-
-  Group group;
-  group.inputs = inputs;
-  group.relu = op.relu;
-  group.tile = &tile;
-  for (int64_t row = 0; row < all_rows; row += op.block_rows) {
-    const int64_t rows = all_rows - row < op.block_rows ? all_rows - row : op.block_rows;
-    if (is_direct) {
-      group.inputs = from + (tile_index * op.in.c + row) * kWidth;
-      for (int64_t i = 0; i < rows * kWidth; i += kLine) prefetch(group.inputs + i);
-    } else {
-      gather(op, from, tile, row, row + rows, inputs);
-    }
-    group.count = rows * op.steps / op.block_rows;
-    group.is_last = row + rows == all_rows;
-    const int64_t before = row / op.block_rows * op.steps * cut.groups;  // weights / kOutputs
-    for (int64_t g = begin; g < end; ++g) {
-      const int64_t output = g * kOutputs, weight = (before + g * group.count) * kOutputs;
-      group.values = op.values + weight;
-      group.rows = static_cast<const uint16_t*>(op.rows) + (kIsDense ? 0 : weight);
-      group.bias = row == 0 ? op.bias + output : nullptr;
-      group.sums = sums + (g - begin) * kOutputs * kWidth;
-      group.residual = op.other.pitch == 0 ? nullptr
-                                           : tile_of(op.other, run, image, tile_index, output);
-      group.out = tile_of(op.out, run, image, tile_index, output);
-      group.outputs = op.out.c - output;
-      multiply<kIsDense>(group);
-    }
-  }
-  const int64_t last_output = end * kOutputs < op.out.c ? end * kOutputs : op.out.c;
-  if (tile_index == cut.tiles - 1)
-    clear_margin(op.out, run, image, begin * kOutputs, last_output);
-  if (item == 0) clear_front(op.out, run);
-}
-
-int64_t items(const Op& op, const Run& run) {
-  if (op.kind != kLayer && op.kind != kDenseLayer) return move_items(op);
-  const Cut cut(op, run.threads);
-  return cut.tiles * op.out.n * cut.chunks;
-}
-
-void run_item(const Op& op, const Run& run, int64_t item, float* scratch) {
-  switch (op.kind) {
-    case kLayer: return layer<false>(op, run, item, scratch);
-    case kDenseLayer: return layer<true>(op, run, item, scratch);
-    default: return move_item(op, run, item, scratch);
-  }
-}
-
-int64_t scratch(const Op& op) {
-  if (op.kind != kLayer && op.kind != kDenseLayer) return move_scratch(op);
-  return (op.block_rows + 1 + divide_up(op.out.c, kOutputs) * kOutputs) * kWidth;
 }
 
 }  // namespace
-
-extern const Kernels KERNELS = {Lanes::kSize, kOutputs, kWidth, 1, items, run_item, scratch};
-
 }  // namespace maxq

@@ -2,4 +2,4 @@
 // library's templates is used: what the linker shares must run on any processor.
 #define LANES 8
 #define KERNELS kPixelsAvx2
-#include "pixels.h"
+#include "pixels_kernels.h"

@@ -10,43 +10,46 @@ namespace {
 const maxq::Kernels& kernels(int64_t number) {
 #if !defined(MAXQ_EMULATE)
   if (number == 0) return maxq::kPixelsAvx2;
+  if (number == 1) return maxq::kOutputsAvx512;
 #endif
-  return number == 1 ? maxq::kOutputsAvx512 : maxq::kPixelsAvx512;
+  return number == 2 ? maxq::kPixelsAvx512 : maxq::kOutputsVnni;
 }
 
 }  // namespace
 
 extern "C" {
 
-// What the processor and the system offer: 2 AVX-512, 1 AVX2, 0 neither.
+// What the processor and the system offer: 3 AVX-512 with VBMI and VNNI, 2 AVX-512, 1 AVX2, 0 none.
 int64_t maxq_level() {
 #if defined(MAXQ_EMULATE)
-  return 2;
+  return 3;
 #elif defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-    return 2;
+    return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") ? 3 : 2;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
   return 0;
 }
 
-// Of the kernels with this number: lanes, outputs side by side, width of a tile, unit of channels.
+// Of the kernels with this number: lanes, outputs side by side, those in int8, width of a tile, unit
+// of channels.
 void maxq_describe(int64_t number, int64_t* to) {
   const maxq::Kernels& chosen = kernels(number);
   to[0] = chosen.lanes;
   to[1] = chosen.outputs;
-  to[2] = chosen.width;
-  to[3] = chosen.unit;
+  to[2] = chosen.int8_outputs;
+  to[3] = chosen.width;
+  to[4] = chosen.unit;
 }
 
 // Bytes of an operator, so that its mirror is checked.
 int64_t maxq_op_bytes() { return sizeof(maxq::Op); }
 
-// Runs operators on memory of `arena` floats and tensors outside; microseconds (null, or one for
+// Runs operators on memory of `arena` and tensors outside; microseconds (null, or one for
 // each operator) tells how long each took.
-void maxq_run(int64_t number, const maxq::Op* ops, int64_t count, float* arena,
+void maxq_run(int64_t number, const maxq::Op* ops, int64_t count, char* arena,
               float* const* externals, int64_t threads, double* microseconds) {
   const maxq::Kernels& chosen = kernels(number);
   const maxq::Run run{arena, externals, threads};

@@ -1,39 +1,47 @@
 // What moves.h does, for activations in channels-last: into and out of the layout of runtime.h (a
-// tile is a pixel), pooling, sums, upsampling. An item is a piece of a row.
+// tile is a pixel), pooling, sums, upsampling. An item is a piece of a row; T is float or a byte.
 #pragma once
 
 #include <cstring>
 
 #include "lanes.h"
-#include "runtime.h"
+#include "values.h"
 
 namespace maxq {
 namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Floats of a pixel: its channels and zeros up to whole vectors.
-int64_t channels_of(const View& view) { return divide_up(view.c, Lanes::kSize) * Lanes::kSize; }
-
-float* pixel_of(const View& view, const Run& run, int64_t image, int64_t y, int64_t x) {
-  return run.arena + view.offset + image * view.image + (y * view.pitch + x) * channels_of(view);
+// Elements of a pixel: its channels and zeros up to whole vectors.
+template <typename T>
+int64_t channels_of(const View& view) {
+  constexpr int64_t kVector = Lanes::kSize * sizeof(float) / sizeof(T);
+  return divide_up(view.c, kVector) * kVector;
 }
 
-void clear(float* from, int64_t count) { std::memset(from, 0, count * sizeof(float)); }
+template <typename T>
+T* pixel_of(const View& view, const Run& run, int64_t image, int64_t y, int64_t x) {
+  return reinterpret_cast<T*>(run.arena + view.offset + image * view.image) +
+         (y * view.pitch + x) * channels_of<T>(view);
+}
+
+template <typename T>
+void clear(const View& view, T* from, int64_t count) {
+  std::memset(from, static_cast<int>(view.zero), count * sizeof(T));
+}
 
 // Zeros around all images.
+template <typename T>
 void clear_border(const View& view, const Run& run) {
-  const int64_t size = channels_of(view);
-  clear(run.arena + view.offset - view.front, view.front);
+  const int64_t size = channels_of<T>(view);
+  clear(view, run.arena + view.offset - view.front, view.front);
   for (int64_t image = 0; image < view.n; ++image) {
     if (view.pitch > view.w)
       for (int64_t y = 0; y < view.h; ++y)
-        clear(pixel_of(view, run, image, y, view.w), (view.pitch - view.w) * size);
-    clear(pixel_of(view, run, image, view.h, 0), view.margin * size);
+        clear(view, pixel_of<T>(view, run, image, y, view.w), (view.pitch - view.w) * size);
+    clear(view, pixel_of<T>(view, run, image, view.h, 0), view.margin * size);
   }
 }
-
-float larger(float a, float b) { return a > b || a != a ? a : b; }  // NaN wins, as in torch
 
 struct Piece {
   static constexpr int64_t kLength = 64;
@@ -47,37 +55,42 @@ struct Piece {
   }
 };
 
+template <typename T>
 void exchange_row(const Op& op, const Run& run, const Piece& at) {
   const bool is_import = op.kind == kImport;
   const View& view = is_import ? op.out : op.in;
-  const int64_t *s = op.strides, size = channels_of(view);
+  const Scales scales(op);
+  const int64_t *s = op.strides, size = channels_of<T>(view);
   float* outside = run.externals[op.external] + at.image * s[0] + at.y * s[2];
-  float* inside = pixel_of(view, run, at.image, at.y, 0);
+  T* inside = pixel_of<T>(view, run, at.image, at.y, 0);
   constexpr int64_t kAtOnce = 16;  // channels, then pixels: each line is used whole
   for (int64_t c = 0; c < view.c; c += kAtOnce)
     for (int64_t x = at.begin; x < at.end; ++x)
       for (int64_t i = c; i < view.c && i < c + kAtOnce; ++i) {
-        float &inner = inside[x * size + i], &outer = outside[x * s[3] + i * s[1]];
-        (is_import ? inner : outer) = is_import ? outer : inner;
+        T& inner = inside[x * size + i];
+        float& outer = outside[x * s[3] + i * s[1]];
+        is_import ? convert(scales, outer, inner) : convert(scales, inner, outer);
       }
   if (is_import)
-    for (int64_t x = at.begin; x < at.end; ++x) clear(inside + x * size + view.c, size - view.c);
+    for (int64_t x = at.begin; x < at.end; ++x)
+      clear(view, inside + x * size + view.c, size - view.c);
 }
 
+template <typename T>
 void pool_row(const Op& op, const Run& run, const Piece& at) {
   const View &in = op.in, &out = op.out;
-  const int64_t size = channels_of(out);
+  const int64_t size = channels_of<T>(out);
   for (int64_t x = at.begin; x < at.end; ++x) {
-    float* to = pixel_of(out, run, at.image, at.y, x);
+    T* to = pixel_of<T>(out, run, at.image, at.y, x);
     bool is_first = true;
     for (int64_t ky = 0; ky < op.kernel[0]; ++ky)
       for (int64_t kx = 0; kx < op.kernel[1]; ++kx) {
         const int64_t from_y = at.y * op.stride[0] + ky - op.padding[0];
         const int64_t from_x = x * op.stride[1] + kx - op.padding[1];
         if (from_y < 0 || from_y >= in.h || from_x < 0 || from_x >= in.w) continue;
-        const float* from = pixel_of(in, run, at.image, from_y, from_x);
+        const T* from = pixel_of<T>(in, run, at.image, from_y, from_x);
         if (is_first)
-          std::memcpy(to, from, size * sizeof(float));
+          std::memcpy(to, from, size * sizeof(T));
         else
           for (int64_t c = 0; c < size; ++c) to[c] = larger(from[c], to[c]);
         is_first = false;
@@ -85,30 +98,45 @@ void pool_row(const Op& op, const Run& run, const Piece& at) {
   }
 }
 
+template <typename T>
 void add_row(const Op& op, const Run& run, const Piece& at) {
-  const int64_t count = (at.end - at.begin) * channels_of(op.out);
-  const float* from = pixel_of(op.in, run, at.image, at.y, at.begin);
-  const float* other = op.other.pitch ? pixel_of(op.other, run, at.image, at.y, at.begin) : nullptr;
-  float* to = pixel_of(op.out, run, at.image, at.y, at.begin);
+  const int64_t count = (at.end - at.begin) * channels_of<T>(op.out);
+  const Scales scales(op);
+  const bool has_relu = op.relu;
+  const T* from = pixel_of<T>(op.in, run, at.image, at.y, at.begin);
+  const T* other = op.other.pitch ? pixel_of<T>(op.other, run, at.image, at.y, at.begin) : nullptr;
+  T* to = pixel_of<T>(op.out, run, at.image, at.y, at.begin);
   for (int64_t i = 0; i < count; ++i) {
-    const float sum = other ? from[i] + other[i] : from[i];
-    to[i] = op.relu && sum < 0 ? 0.f : sum;
+    const T sum = other ? plus(scales, from[i], other[i]) : from[i];
+    to[i] = has_relu ? relu(scales, sum) : sum;
   }
 }
 
 // The nearest pixels of a smaller map, added to another if there is one.
+template <typename T>
 void upsample_row(const Op& op, const Run& run, const Piece& at) {
   const View &in = op.in, &out = op.out;
-  const int64_t size = channels_of(out);
-  const auto near = [](int64_t i, int64_t from, int64_t to) {
-    const auto index = static_cast<int64_t>(i * (static_cast<float>(from) / to));
-    return index < from ? index : from - 1;
-  };
+  const int64_t size = channels_of<T>(out), y = nearest(at.y, in.h, out.h);
+  const Scales scales(op);
   for (int64_t x = at.begin; x < at.end; ++x) {
-    const float* from = pixel_of(in, run, at.image, near(at.y, in.h, out.h), near(x, in.w, out.w));
-    const float* other = op.other.pitch ? pixel_of(op.other, run, at.image, at.y, x) : nullptr;
-    float* to = pixel_of(out, run, at.image, at.y, x);
-    for (int64_t c = 0; c < size; ++c) to[c] = other ? from[c] + other[c] : from[c];
+    const T* from = pixel_of<T>(in, run, at.image, y, nearest(x, in.w, out.w));
+    const T* other = op.other.pitch ? pixel_of<T>(op.other, run, at.image, at.y, x) : nullptr;
+    T* to = pixel_of<T>(out, run, at.image, at.y, x);
+    for (int64_t c = 0; c < size; ++c) to[c] = other ? plus(scales, from[c], other[c]) : from[c];
+  }
+}
+
+// From floats to bytes, or back.
+template <typename T>
+void convert_row(const Op& op, const Run& run, const Piece& at) {
+  using From = typename Element<T>::Other;
+  const Scales scales(op);
+  const int64_t size = channels_of<T>(op.out);
+  for (int64_t x = at.begin; x < at.end; ++x) {
+    const From* from = pixel_of<From>(op.in, run, at.image, at.y, x);
+    T* to = pixel_of<T>(op.out, run, at.image, at.y, x);
+    for (int64_t c = 0; c < op.out.c; ++c) convert(scales, from[c], to[c]);
+    clear(op.out, to + op.out.c, size - op.out.c);
   }
 }
 
@@ -117,15 +145,23 @@ int64_t row_items(const Op& op) {
   return view.n * view.h * divide_up(view.w, Piece::kLength);
 }
 
-void row_item(const Op& op, const Run& run, int64_t item) {
+// T: of what is inside, of the result where both are.
+template <typename T>
+void row_item_of(const Op& op, const Run& run, int64_t item) {
   const Piece piece(op.kind == kExport ? op.in : op.out, item);
   switch (op.kind) {
-    case kMaxPool: pool_row(op, run, piece); break;
-    case kAdd: add_row(op, run, piece); break;
-    case kUpsample: upsample_row(op, run, piece); break;
-    default: exchange_row(op, run, piece);
+    case kMaxPool: pool_row<T>(op, run, piece); break;
+    case kAdd: add_row<T>(op, run, piece); break;
+    case kUpsample: upsample_row<T>(op, run, piece); break;
+    case kConvert: convert_row<T>(op, run, piece); break;
+    default: exchange_row<T>(op, run, piece);
   }
-  if (item == 0 && op.kind != kExport) clear_border(op.out, run);
+  if (item == 0 && op.kind != kExport) clear_border<T>(op.out, run);
+}
+
+void row_item(const Op& op, const Run& run, int64_t item) {
+  const View& view = op.kind == kExport ? op.in : op.out;
+  (view.element == 1 ? row_item_of<uint8_t> : row_item_of<float>)(op, run, item);
 }
 
 }  // namespace

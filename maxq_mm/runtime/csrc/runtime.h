@@ -5,8 +5,10 @@
 // time lies side by side. Where pixels are in lanes, a tile is kTileVectors vectors of them; where
 // output channels are, it is one pixel: channels-last. Pixel (y, x) has number y * pitch + x. Columns w to
 // pitch - 1 of a row are 0, and so is what stands around an image, `margin` tiles behind it and
-// `front` floats before the first: a convolution reads its padding there, and pixel i of a map needs
+// `front` bytes before the first: a convolution reads its padding there, and pixel i of a map needs
 // the inputs i + constant.
+//
+// Elements are floats, or bytes q that stand for scale * (q - zero): then 0 is `zero`.
 #pragma once
 
 #include <cstdint>
@@ -15,15 +17,17 @@ namespace maxq {
 
 constexpr int kTileVectors = 4;  // a tile is so many vectors of pixels
 
-// A tensor; its tiles begin at floats offset + image number * image. Mirrored in library.py.
+// A tensor; its tiles begin at bytes offset + image number * image. Mirrored in library.py.
 struct View {
   int64_t offset, image;
   int64_t n, c, h, w, pitch;
   int64_t tiles, margin;   // of an image, and zeros behind it
-  int64_t front;           // floats before the first image that are 0
+  int64_t front;           // bytes before the first image that are 0
+  int64_t element;         // bytes of an element: 4, float, or 1
+  int64_t zero;            // the byte that stands for 0; of floats 0
 };
 
-enum Kind : int64_t { kImport, kExport, kLayer, kDenseLayer, kMaxPool, kAdd, kUpsample };
+enum Kind : int64_t { kImport, kExport, kLayer, kDenseLayer, kMaxPool, kAdd, kUpsample, kConvert };
 
 // One operator. Mirrored in library.py.
 struct Op {
@@ -35,13 +39,18 @@ struct Op {
   int64_t kernel[2], stride[2], padding[2], dilation[2];
   int64_t block_rows;        // inputs that are worked on at a time; channels permuted as one
   int64_t steps;             // weights of an output in such a block
-  const float* values;       // see packing.py
+  const void* values;        // float or int8; see arrange.py
   const void* rows;          // of each weight, its place in the block
   const float* bias;         // O padded to whole groups
+  // Of bytes. A layer's result is clamp(round(sum * scales[o] + (bias[o] + offset) + other *
+  // other_factor)), of two multiply-adds that round once; a sum's is clamp(round((in - zero) *
+  // factor + offset + (other - zero) * other_factor)), the second summand's first.
+  const float* scales;       // as bias
+  float factor, other_factor, offset;
 };
 
 struct Run {
-  float* arena;
+  char* arena;
   float* const* externals;
   int64_t threads;
 };
@@ -49,15 +58,15 @@ struct Run {
 // What one instruction set offers.
 struct Kernels {
   int64_t lanes;
-  int64_t outputs;  // output channels side by side
+  int64_t outputs, int8_outputs;  // output channels side by side; 0: no such kernels
   int64_t width;    // pixels of a tile
-  int64_t unit;     // what the channels of a tile are padded to a multiple of
+  int64_t unit;     // bytes that the channels of a pixel side by side are padded to a multiple of
   // Number of independent items of an operator; run_item does one of them, with memory of its own.
   int64_t (*items)(const Op& op, const Run& run);
   void (*run_item)(const Op& op, const Run& run, int64_t item, float* scratch);
   int64_t (*scratch)(const Op& op);  // floats
 };
 
-extern const Kernels kPixelsAvx2, kPixelsAvx512, kOutputsAvx512;
+extern const Kernels kPixelsAvx2, kPixelsAvx512, kOutputsAvx512, kOutputsVnni;
 
 }  // namespace maxq
