@@ -49,6 +49,7 @@ class _OperatorStep:
     args: tuple
     kwargs: dict
     outputs: tuple[int]
+    layer: Layer | None  # that the operator is
 
     def __call__(self, values: list) -> None:
         index, = self.outputs
@@ -59,7 +60,7 @@ class _OperatorStep:
 
     def milliseconds(self, values: list, repeat: int) -> list[tuple[Layer, float]]:
         """Of a layer: its time and that of copying what goes in and out, as programs ask for."""
-        if not isinstance(self.target, Layer):
+        if self.layer is None:
             return []
         x = values[self.args[0].index]
         times = []
@@ -68,9 +69,10 @@ class _OperatorStep:
             result = self._call(values)
             times.append(time.perf_counter() - start)
         start = time.perf_counter()
-        x.clone(), result.clone()
+        if self.target is self.layer:  # a packed one, alone, copies by itself
+            x.clone(), result.clone()
         copies = time.perf_counter() - start
-        return [(self.target, 1e3 * (statistics.median(times) + copies))]
+        return [(self.layer, 1e3 * (statistics.median(times) + copies))]
 
 
 def _filled(template, values: list):
@@ -179,10 +181,11 @@ def _steps(trace: Trace, choices: Choices, packed: Packed, places: dict) -> list
         for node in here:
             if node not in inside:
                 target = node.target
-                if isinstance(target, Layer) and choices[target] != TORCH:
-                    target = packed(target, choices[target])
+                layer = target if isinstance(target, Layer) else None
+                if layer is not None and choices[layer] != TORCH:
+                    target = packed(layer, choices[layer])
                 args, kwargs = _plain(template(node.args)), _plain(template(node.kwargs))
-                steps.append(_OperatorStep(target, args, kwargs, (places[node], )))
+                steps.append(_OperatorStep(target, args, kwargs, (places[node], ), layer))
     return steps
 
 

@@ -27,11 +27,17 @@ class Place:
 
 @dataclass(frozen=True)
 class LayerDecision:
-    """How a layer is computed, by its weight's name; '': it is no parameter of the model."""
+    """How a layer is computed, by its weight's name; '': it is no parameter of the model.
+
+    Of an int8 layer, by output channels, ``scales`` are those of its integers, and the model's
+    weight is the same integers times ``factors``: a batch norm stands between them.
+    """
 
     weight: str
     way: str
     pattern: str | None
+    scales: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.way not in WAYS:
@@ -80,7 +86,9 @@ class Decisions:
         parts = tuple(
             PartDecision(Place(**part['place']), part['structure'],
                          tuple(tuple(shape) for shape in part['shapes']),
-                         tuple(LayerDecision(**layer) for layer in part['layers']),
+                         tuple(LayerDecision(**{**layer, 'scales': tuple(layer['scales']),
+                                                'factors': tuple(layer['factors'])})
+                               for layer in part['layers']),
                          part['fingerprint'],
                          tuple(tuple(value) for value in part['quantizations']))
             for part in plain['parts'])

@@ -76,6 +76,8 @@ def _compiled(model: nn.Module, part: PartDecision) -> tuple[Compiled, int]:
         possible, _ = possible_ways(layer, patterns.get(layer), bool(trace.quantizations))
         ways[layer] = next(way for way in (found.way, _FLOAT.get(found.way), TORCH)
                            if way in possible)
+        if found.scales:
+            layer.scales = torch.tensor(found.scales, dtype=torch.float64)
     floats = sum(found.way in INT8_WAYS and ways[layer] not in INT8_WAYS
                  for layer, found in decided.items())
     return Compiled(trace, ways, packer(patterns)), floats

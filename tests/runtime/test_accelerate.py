@@ -332,7 +332,7 @@ def test_patterns_of_odd_weights():
 
 
 class OfNumbers(nn.Module):
-    """Takes whole numbers, for which there are no programs; what is in it takes maps."""
+    """Takes whole numbers, for which there are no programs; what is in it takes tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -350,4 +350,6 @@ def test_a_part_of_other_inputs_falls_into_its_children():
     report = accelerate(model, x)
     assert report.traced == ('body', )
     assert report.untraced == (('OfNumbers', 'takes a torch.int64, not only float32 tensors'), )
+    if kernels.instruction_set() is not None:  # layers of tokens are measured, too
+        assert all(row.sparse_ms > 0 for row in report.layers)
     assert_alike(model, expected, x)
