@@ -18,10 +18,10 @@ from .choose import Choice, choose
 from .compiled import Compiled
 from .decisions import Decisions, LayerDecision
 from .fuse import Layer, layers_of
-from .install import seal
 from .partition import INT8_WAYS, SPARSE_WAYS
 from .parts import Part, Search
 from .patterns import any_pattern, sparsest
+from .place import install
 from .quantization import quantize_weight
 from .report import AccelerationReport, Rounding
 from .rows import row
@@ -172,9 +172,9 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
                  for name, module in layers.items())
     isa = kernels.instruction_set()
     traced = tuple(part.name for part, *_ in ready)
-    for part, compiled, _ in ready:  # nothing is changed before all is known
-        part.install(compiled)
-    seal(model, Decisions(tuple(decision for *_, decision in ready), isa, torch.get_num_threads()))
+    # Nothing is changed before all is known.
+    install(model, [(part.place, compiled) for part, compiled, _ in ready],
+            Decisions(tuple(decision for *_, decision in ready), isa, torch.get_num_threads()))
     return AccelerationReport(rows, f'{isa or "no N:M kernel for this CPU"}, '
                               f'{torch.get_num_threads()} threads',
                               traced, tuple(search.untraced), tuple(rounding))

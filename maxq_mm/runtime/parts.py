@@ -11,8 +11,12 @@ from ..utils.errors import first_line
 from .calls import FEATURES, Call, Recording, record, run, takes_images
 from .compiled import Compiled
 from .decisions import LayerDecision, PartDecision, Place, structure_of
+<<<<<<< HEAD
 from .partition import INT8_WAYS
 from .place import function_at, install, name_of, trace_at
+=======
+from .place import function_at, name_of, trace_at
+>>>>>>> serve
 from .trace import Trace, Untraceable, flatten
 
 
@@ -67,9 +71,6 @@ class Part:
                 default=0.),
             min((float(10 * (a.square().sum() / off.square().sum().clamp(min=1e-30)).log10())
                  for a, off in pairs if off.any()), default=math.inf))
-
-    def install(self, compiled: Compiled) -> None:
-        install(self.model, self.place, compiled)
 
     def decision(self, layers: tuple[LayerDecision, ...]) -> PartDecision:
         """What :mod:`.rebuild` needs to make it again."""

@@ -1,14 +1,14 @@
 """Tracing and replacing what a model computes at a place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
 from .calls import FEATURES
 from .compiled import Compiled
-from .decisions import Place
+from .decisions import Decisions, Place
 from .fuse import fuse
-from .install import Trunk, install_forward, install_trunk
+from .install import Trunk, install_forward, install_trunk, seal
 from .trace import Trace, trace
 
 
@@ -43,8 +43,15 @@ def trace_at(model: nn.Module, place: Place, args: tuple, kwargs: dict) -> Trace
     return found
 
 
-def install(model: nn.Module, place: Place, compiled: Compiled) -> None:
-    """Have ``compiled`` compute it from now on."""
+def install(model: nn.Module, ready: Iterable[tuple[Place, Compiled]], decisions: Decisions
+            ) -> None:
+    """Have each ``Compiled`` compute what is at its place from now on, and seal the model."""
+    for place, compiled in ready:
+        _install_one(model, place, compiled)
+    seal(model, decisions)
+
+
+def _install_one(model: nn.Module, place: Place, compiled: Compiled) -> None:
     if place.is_trunk:
         head = None if place.head is None else model.get_submodule(place.head)
         install_trunk(model, head, Trunk(compiled))

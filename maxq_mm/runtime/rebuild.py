@@ -14,7 +14,6 @@ from .choose import packer, possible_ways
 from .compiled import Compiled
 from .decisions import Decisions, LayerDecision, PartDecision, arguments_of
 from .fuse import Layer, layers_of
-from .install import seal
 from .partition import DENSE, DENSE_INT8, INT8, INT8_WAYS, SPARSE, TORCH
 from .place import install, name_of, trace_at
 from .quantization import Quantization
@@ -55,9 +54,7 @@ def rebuild(model: nn.Module, decisions: Decisions) -> list[str]:
                             f'({error})')
         except AttributeError as error:
             raise InputError(f'the model has no {name_of(model, part.place)}') from error
-    for place, compiled in ready:
-        install(model, place, compiled)
-    seal(model, decisions)
+    install(model, ready, decisions)
     return problems
 
 
