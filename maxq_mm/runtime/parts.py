@@ -11,12 +11,8 @@ from ..utils.errors import first_line
 from .calls import FEATURES, Call, Recording, record, run, takes_images
 from .compiled import Compiled
 from .decisions import LayerDecision, PartDecision, Place, structure_of
-<<<<<<< HEAD
 from .partition import INT8_WAYS
-from .place import function_at, install, name_of, trace_at
-=======
 from .place import function_at, name_of, trace_at
->>>>>>> serve
 from .trace import Trace, Untraceable, flatten
 
 
