@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import cv2
@@ -56,18 +57,21 @@ def resident() -> int:
 def main() -> None:
     args = parse_args()
     images = read_images(args.images, args.count)
+    start = time.perf_counter()
     try:
         server = Server(load_accelerated(args.file))
     except FileNotFoundError as error:
         raise cli.InputError(str(error)) from error
+    loading = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         row = bench_load(server, make_requests(images, Path(folder)), args.clients, args.seconds,
                          args.threads, resident)
     on = machine(torch.device('cpu'))
-    print(f'{on["device"]}, {on["cores"]} cores, torch {torch.__version__}')
+    print(f'{on["device"]}, {on["cores"]} cores, torch {torch.__version__}; '
+          f'loaded in {loading:.1f} s')
     print(show_load(row))
     if args.json is not None:
-        cli.write_json(dict(machine=on, file=args.file.name, **row), args.json)
+        cli.write_json(dict(machine=on, file=args.file.name, load_s=loading, **row), args.json)
     sys.exit(bool(row['different']))
 
 
