@@ -191,7 +191,7 @@ def test_int8_is_what_was_saved(folded, of_bytes):
         weight, values = folded.state_dict()[key], inner['packed'][key]['values']
         assert values.dtype == torch.int8
         assert values.numel() == weight.numel() // 16
-        assert 100 < values.abs().max() <= 127
+        assert 60 < values.abs().max() <= 127
         off = (loaded.state_dict()[key] - weight).abs().flatten(1).amax(1)
         assert bool((off <= weight.abs().flatten(1).amax(1) / 200).all())
     save_accelerated(loaded, path.with_name('again.pth'))
