@@ -42,15 +42,15 @@ def written(folded, options, tmp_path_factory):
 
 
 SERVE = '''
-import sys
+import copy, sys
 import numpy as np
 from mmdet.apis import DetInferencer, inference_detector
 import maxq_mm
 model = maxq_mm.load_accelerated(sys.argv[1])
+inferencer = DetInferencer(copy.deepcopy(model.cfg), device='cpu')  # it changes what it is given
+inferencer.model = model
 image = np.random.default_rng(0).integers(0, 255, (90, 70, 3)).astype('uint8')
 found = inference_detector(model, image).pred_instances
-inferencer = DetInferencer(model.cfg, device='cpu')
-inferencer.model = model
 answer = inferencer(image, no_save_vis=True, return_vis=True)
 assert answer['predictions'][0]['scores'] == found.scores.tolist()
 assert answer['visualization'][0].shape == image.shape
