@@ -27,20 +27,13 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def read_accelerated(path: Path) -> served.Served | None:
-    """An accelerated file; None if it is another kind of file."""
-    try:
-        return served.read_accelerated(path) if served.is_accelerated_file(path) else None
-    except FileNotFoundError as error:
-        raise cli.InputError(str(error)) from error
-
-
 def main() -> None:
     args = parse_args()
     cfg = cli.prepare_run(args, 'test')
     cli.check_settings(cfg, args.config, 'test_dataloader', 'test_cfg', 'test_evaluator')
     cli.check_data(cfg, 'test')
-    accelerated = read_accelerated(args.checkpoint)
+    accelerated = (served.read_accelerated(args.checkpoint) if args.checkpoint.is_file()
+                   and served.is_accelerated_file(args.checkpoint) else None)
     if accelerated is None:
         checkpoint = cli.read_checkpoint(args.checkpoint, mapped=True)  # mmengine reads it again
         cfg.load_from = str(args.checkpoint)

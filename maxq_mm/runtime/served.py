@@ -25,6 +25,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 
 from ..engine.compact import pack_state, part_of, unpack_state
@@ -190,8 +191,8 @@ def load_accelerated(path: str | Path) -> nn.Module:
     served = read_accelerated(path)
     cfg = Config(served.config)
     try:
-        for name in (cfg.get('custom_imports') or {}).get('imports', ()):
-            import_module(name)
+        if cfg.get('custom_imports'):
+            import_modules_from_strings(**cfg.custom_imports)
         check_types(served.config)
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
