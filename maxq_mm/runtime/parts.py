@@ -62,6 +62,8 @@ class Part:
         results = compiled.run(flatten(call.args, call.kwargs)[0])
         pairs = [(a.double(), (a - b).double()) for a, b in zip(expected, results, strict=True)
                  if a.numel()]
+        if not all(off.isfinite().all() for _, off in pairs):
+            return Agreement(math.inf, -math.inf)
         return Agreement(
             max((float(off.abs().max() / a.abs().max().clamp(min=1e-12)) for a, off in pairs),
                 default=0.),

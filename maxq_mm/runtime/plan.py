@@ -97,13 +97,16 @@ def make_plan(nodes: list[Node], outputs: list[int], tensors: tuple[Tensor, ...]
 
 
 def _library(nodes: list[Node]) -> Library:
-    found = library(any(node.quantization is not None for node in nodes))
+    packed_for = {node.layer.instruction_set for node in nodes if node.layer is not None}
+    beside = library(int8=True)
+    int8 = any(node.quantization is not None for node in nodes) or (
+        beside is not None and beside.instruction_set in packed_for)
+    found = beside if int8 else library()
     if found is None:
         raise RuntimeError('no kernels for this CPU')
-    if any(node.layer is not None and node.layer.instruction_set != found.instruction_set
-           for node in nodes):
-        raise RuntimeError(f'layers were packed for another instruction set than '
-                           f'{found.instruction_set}')
+    if packed_for - {found.instruction_set}:
+        raise RuntimeError(f'layers were packed for {", ".join(sorted(packed_for))}, this program '
+                           f'runs with {found.instruction_set}')
     return found
 
 
@@ -218,9 +221,9 @@ def _place(nodes: list[Node], views: list[View], found: Library) -> int:
         view.offset = begin + view.front
         total = max(total, begin + size)
     # Whole tiles are read behind a map, at every kernel position; what stands there is masked out.
-    behind = max(((node.kernel[0] - 1) * node.dilation[0] * view.pitch + node.kernel[1]
+    behind = max((((node.kernel[0] - 1) * node.dilation[0] * view.pitch + node.kernel[1]
                   * node.dilation[1] + 2 * found.width) * (view.c * view.element + found.unit)
-                 for node in nodes for view in (views[value] for value in node.values))
+                 for node in nodes for view in (views[value] for value in node.values)), default=0)
     return total + behind
 
 

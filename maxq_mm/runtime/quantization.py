@@ -21,6 +21,8 @@ from .arrange_int8 import blocks_of, by_position
 
 # A little less than 128: of two halves only one is rounded up.
 _PAIR = 128 * (1 - 2 ** -20)
+# Scales, their quotients and their products with weights' are computed in float32.
+_LEAST, _MOST = 1e-12, 1e12
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,24 @@ class Quantization:
     zero_point: int
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise InputError(f'scale must be a number above 0, got {self.scale!r}')
+        if not _LEAST <= self.scale <= _MOST:
+            raise InputError(f'scale must be {_LEAST} to {_MOST}, got {self.scale!r}')
         if self.zero_point not in range(256):
             raise InputError(f'zero_point must be 0 to 255, got {self.zero_point!r}')
 
     @classmethod
     def of_range(cls, low: float, high: float) -> 'Quantization':
-        """That covers a range, which is widened to hold 0."""
+        """That covers a range, which is widened to hold 0.
+
+        Raises:
+            InputError: it is no range, or beyond what scales can be.
+        """
         if not (math.isfinite(low) and math.isfinite(high) and low <= high):
             raise InputError(f'no range: {low!r} to {high!r}')
         low, high = min(low, 0.), max(high, 0.)
-        scale = (high - low) / 255 or 1.  # a constant of 0
+        scale = (high - low) / 255
+        if scale < _LEAST:  # a constant of 0
+            return cls(1., 0)
         return cls(scale, round(-low / scale))
 
 

@@ -32,7 +32,8 @@ def row(name: str, module: nn.Module, choices: list[Choice] | None, pattern: Pat
         reasons = [_against('', sparse, dense, used)]
     if int8 is not None:
         floats = min(ms for ms in (dense, sparse) if ms is not None)
-        reasons.append(_against('int8 ', int8, floats, is_int8))
+        which = 'dense int8 ' if is_int8 and not used and pattern is not None else 'int8 '
+        reasons.append(_against(which, int8, floats, is_int8))
     if kept is not None:
         reasons.append(f'float32: {kept}')
     return LayerChoice(name, shape, text, used, ', '.join(reasons), dense, sparse, int8,

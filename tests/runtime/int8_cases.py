@@ -1,14 +1,18 @@
 """Random int8 layers and programs, held against integers in float64."""
 
+import hashlib
 import random
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from maxq_mm.runtime import kernels
+from maxq_mm.runtime.program import Program
 from maxq_mm.runtime.quantization import Quantization, quantize_weight
 
+from . import kernel_cases
 from .kernel_cases import KERNELS, PATTERNS, sparse
 
 
@@ -122,9 +126,130 @@ def check_linear(choose: random.Random) -> None:
 
 def check(seed: int, convolutions: int, linear: int) -> None:
     """Some of both."""
+    kernel_cases.check(seed, convolutions, linear, (check_convolution, check_linear))
+
+
+def run_one(add: Callable, *inputs: tuple[Tensor, Quantization | None]) -> Tensor:
+    """The result of one operator, ``add(program, *values)``."""
+    program = Program()
+    values = [program.input(x.shape[1], quantization=quantization) for x, quantization in inputs]
+    program.output(add(program, *values))
+    return program(*(x for x, _ in inputs))[0]
+
+
+def check_moves(seed: int) -> None:
+    """What is not a layer, against torch."""
     torch.manual_seed(seed)
     choose = random.Random(seed)
-    for _ in range(convolutions):
-        check_convolution(choose)
-    for _ in range(linear):
-        check_linear(choose)
+    a, b, out = (random_quantization(choose) for _ in range(3))
+    shape = (2, choose.choice((5, 70)), choose.randint(1, 40), choose.randint(2, 70))
+    qa, qb = random_bytes(shape, choose), random_bytes(shape, choose)
+    xa, xb = real(qa, a).float(), real(qb, b).float()
+
+    def same(found: Tensor, q: Tensor, quantization: Quantization) -> None:
+        exact = (q.double() - quantization.zero_point).float()
+        assert torch.equal(found, exact * torch.tensor(quantization.scale))
+
+    same(run_one(lambda p, x: x, (xa, a)), qa, a)
+    same(run_one(lambda p, x: p.relu(x), (xa, a)), qa.clamp(min=a.zero_point), a)
+    same(run_one(lambda p, x: p.max_pool(x, (3, 2), (2, 1), 1), (xa, a)),
+         F.max_pool2d(qa.double(), (3, 2), (2, 1), 1), a)
+    small = qb[..., ::3, ::2]
+    up = F.interpolate(small.double(), size=shape[2:], mode='nearest')
+    pair = ((real(small, b).float(), b), (xa, a))
+    same(run_one(lambda p, x, y: p.upsample(x, y), *pair), up, b)
+    size = xa.abs() + 255 * (a.scale + b.scale)
+    for relu in (False, True):
+        found = run_one(lambda p, x, y, relu=relu: p.add(x, y, relu, out), (xa, a), (xb, b))
+        check_result(found, real(qa, a) + real(qb, b), size, size, out, relu, (a, b, out))
+    check_result(run_one(lambda p, x, y: p.upsample_add(x, y, out), *pair),
+                 real(qa, a) + real(up, b), size, size, out, False, (a, b, out))
+    x = torch.randn(shape) * 300 * a.scale
+    check_result(run_one(lambda p, x: p.quantize(x, a), (x, None)), x.double(), size, size, a,
+                 False, a)
+    same(run_one(lambda p, x: p.dequantize(x), (xa, a)), qa, a)
+
+
+def network(pattern: str | None = '2:4') -> tuple[Program, Callable]:
+    """A stem in float32, residual blocks in int8, a pyramid; and the same, one operator at a time.
+    """
+    signed, byte = Quantization(0.03, 120), Quantization(0.02, 0)
+    weights = {}
+
+    def layer(p, name, x, shape, stride=1, residual=None, relu=True, input=byte, output=byte):
+        if name not in weights:
+            weights[name] = (sparse(shape, pattern) / (shape[1] * shape[2]) ** 0.5, pattern,
+                             torch.randn(shape[0]), stride, shape[2] // 2)
+        packed = kernels.pack_int8(*weights[name], input=input, output=output)
+        return p.layer(x, packed, residual, relu)
+
+    # Its sums are exact in float32, so that sets which round differently agree.
+    stem = ((torch.randn(16, 3, 7, 7) * 2).round() / 16, None, None, 2, 3)
+
+    def build(p, x):
+        x = p.quantize(p.max_pool(p.layer(x, kernels.pack(*stem, beside_int8=True), None, True),
+                                  3, 2, 1), byte)
+        a = layer(p, 'a1', layer(p, 'a0', x, (16, 16, 3, 3)), (16, 16, 3, 3), residual=x)
+        b = layer(p, 'b0', a, (32, 16, 3, 3), 2)
+        skip = layer(p, 'skip', a, (32, 16, 1, 1), 2, relu=False, output=signed)
+        b = layer(p, 'b1', b, (32, 32, 3, 3), residual=skip)
+        top = layer(p, 'top', b, (16, 32, 1, 1), relu=False, output=signed)
+        side = layer(p, 'side', a, (16, 16, 1, 1), relu=False, output=signed)
+        merged = p.upsample_add(top, side, signed)
+        p.output(merged)
+        p.output(layer(p, 'shared', merged, (24, 16, 3, 3), input=signed, output=None))
+        p.output(p.relu(p.dequantize(layer(p, 'shared', top, (24, 16, 3, 3), input=signed))))
+        p.output(p.add(p.upsample(top, a), p.relu(side), True, signed))
+
+    program = Program()
+    build(program, program.input(3))
+
+    def steps(x: Tensor) -> list[Tensor]:
+        one = _OneByOne()
+        build(one, (x, None))
+        return one.outputs
+
+    return program, steps
+
+
+class _OneByOne:
+    """Like a program, but every operator runs at once, in one of its own, on float32 tensors."""
+
+    def __init__(self) -> None:
+        self.outputs = []
+
+    def output(self, value: tuple) -> None:
+        self.outputs.append(value[0])
+
+    def __getattr__(self, name: str) -> Callable:
+        def run(*arguments):
+            tensors = [a for a in arguments if isinstance(a, tuple) and isinstance(a[0], Tensor)]
+            made = []
+
+            def add(program, *values):
+                numbers = iter(values)
+                made.append(program)
+                return getattr(program, name)(*(
+                    next(numbers) if any(a is t for t in tensors) else a for a in arguments))
+
+            result = run_one(add, *tensors)
+            return result, made[0].nodes[-1].quantization
+        return run
+
+
+def check_network(threads: int) -> str:
+    """The network at several sizes, on memory that holds anything before; a hash of its results."""
+    torch.manual_seed(0)
+    program, steps = network()
+    digest = hashlib.sha256()
+    for size in ((1, 3, 32, 48), (2, 3, 41, 27), (1, 3, 8, 8), (0, 3, 16, 16)):
+        x = (torch.randn(size) * 4).round() / 4
+        for memory in program._memory:
+            memory.fill_(255)
+        torch.set_num_threads(threads)
+        results = program(x)
+        torch.set_num_threads(1)
+        for found, expected in zip(results, steps(x), strict=True):
+            assert torch.equal(found, expected), size
+            digest.update(found.numpy().tobytes())
+    return digest.hexdigest()

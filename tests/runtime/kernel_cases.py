@@ -1,6 +1,7 @@
 """Random layers and programs, held against torch in float64; run in other processes, too."""
 
 import random
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -71,14 +72,14 @@ def check_linear(choose: random.Random) -> None:
           F.linear(x.double(), weight.double(), bias.double()).relu(), (pattern, weight.shape))
 
 
-def check(seed: int, convolutions: int, linear: int) -> None:
+def check(seed: int, convolutions: int, linear: int,
+          cases: tuple[Callable, Callable] = (check_convolution, check_linear)) -> None:
     """Some of both."""
     torch.manual_seed(seed)
     choose = random.Random(seed)
-    for _ in range(convolutions):
-        check_convolution(choose)
-    for _ in range(linear):
-        check_linear(choose)
+    for case, count in zip(cases, (convolutions, linear), strict=True):
+        for _ in range(count):
+            case(choose)
 
 
 def residual_network(pattern: str | None = '2:4') -> tuple[Program, callable]:

@@ -1,7 +1,9 @@
 """Ranges over calibration images, and what is refused as such."""
 
 import copy
+import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +66,15 @@ def test_the_graph_computes_what_the_model_does(net, search):
     found(net, search, torch.randn(5, 3, 16, 16))
     assert 0 < len(part.samples) <= 3
     assert all(call.args[0].shape == (1, 3, 16, 16) for call in part.samples)
+
+
+@pytest.mark.parametrize(('factor', 'difference', 'decibels'), [
+    (1., 0., math.inf), (1.1, 0.1, 20.), (0., 1., 0.), (math.nan, math.inf, -math.inf)])
+def test_agreement(net, search, factor, difference, decibels):
+    part, = search.parts
+    found = part.agreement(SimpleNamespace(run=lambda x: [factor * net(*x)]), part.calls[0])
+    assert found.difference == pytest.approx(difference, rel=1e-4, abs=1e-7)
+    assert found.decibels == pytest.approx(decibels, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize(('calibration', 'match'), [

@@ -30,14 +30,19 @@ def assert_same_detections(model, expected, images):
         torch.testing.assert_close(found.bboxes.sum(0), wanted.bboxes.sum(0), rtol=1e-2, atol=1.)
 
 
-@pytest.fixture(scope='module')
-def folded():
+def small_mask_rcnn():
+    """Folded, of random weights, and it finds something in anything."""
     init_default_scope('mmdet')
     cfg = Config.fromfile(ROOT / 'configs/quickstart_mask_rcnn_r18.py')
     cfg.model.test_cfg.rcnn.score_thr = 0.
     cfg.model.test_cfg.rpn.update(nms_pre=50, max_per_img=20)
     torch.manual_seed(0)
     return sparse(MODELS.build(cfg.model), '1:4')
+
+
+@pytest.fixture(scope='module')
+def folded():
+    return small_mask_rcnn()
 
 
 @pytest.fixture(scope='module')

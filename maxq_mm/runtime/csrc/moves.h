@@ -72,7 +72,8 @@ void read_row(const View& view, const Run& run, int64_t image, int64_t c, int64_
 // Writes a row and the zeros behind it; line holds view.pitch elements.
 template <typename T>
 void write_row(const View& view, const Run& run, int64_t image, int64_t c, int64_t y, T* line) {
-  for (int64_t x = view.w; x < view.pitch; ++x) line[x] = static_cast<T>(view.zero);
+  const int64_t pitch = view.pitch;
+  for (int64_t x = view.w; x < pitch; ++x) line[x] = static_cast<T>(view.zero);
   for_parts<T>(view, run, image, c, y, view.pitch, [&](T* part, int64_t x, int64_t length) {
     copy(line + x, part, length);
   });
@@ -98,7 +99,8 @@ struct Item {
 template <typename T, bool kIsImport>
 void exchange(const Op& op, const Run& run, const Item& item, int64_t y, T* lines) {
   const View& view = kIsImport ? op.out : op.in;
-  const int64_t *s = op.strides, size = view.pitch, count = item.end - item.begin;
+  const int64_t s[4] = {op.strides[0], op.strides[1], op.strides[2], op.strides[3]};
+  const int64_t size = view.pitch, width = view.w, count = item.end - item.begin;
   const Scales scales(op);
   float* outside = run.externals[op.external] + item.image * s[0] + item.begin * s[1] + y * s[2];
   const auto row = [&](int64_t c, T* line) {
@@ -123,9 +125,9 @@ void exchange(const Op& op, const Run& run, const Item& item, int64_t y, T* line
   };
   if (s[3] == 1) {
     for (int64_t c = 0; c < count; ++c)
-      for (int64_t x = 0; x < view.w; ++x) across(lines[c * size + x], outside[c * s[1] + x]);
+      for (int64_t x = 0; x < width; ++x) across(lines[c * size + x], outside[c * s[1] + x]);
   } else {
-    for (int64_t x = 0; x < view.w; ++x)
+    for (int64_t x = 0; x < width; ++x)
       for (int64_t c = 0; c < count; ++c)
         across(lines[c * size + x], outside[c * s[1] + x * s[3]]);
   }
@@ -137,20 +139,24 @@ void exchange(const Op& op, const Run& run, const Item& item, int64_t y, T* line
 template <typename T>
 void pool_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y, T* scratch) {
   const View &in = op.in, &out = op.out;
-  const int64_t left = op.padding[1], wide = line_size(op);
+  // Numbers, since bytes that are written may be those of `op`.
+  const int64_t left = op.padding[1], wide = line_size(op), width = in.w, kernel = op.kernel[1];
+  const int64_t stride = op.stride[1], count = out.w, used = (count - 1) * stride + 1;
   T *line = scratch, *most = scratch + wide, *row = scratch + 2 * wide;
   for (int64_t x = 0; x < wide; ++x) line[x] = Element<T>::kLowest;
   const int64_t top = y * op.stride[0] - op.padding[0];
   const int64_t end = top + op.kernel[0] < in.h ? top + op.kernel[0] : in.h;
   for (int64_t i = top < 0 ? 0 : top; i < end; ++i) {
     read_row(in, run, image, c, i, row);
-    for (int64_t x = 0; x < in.w; ++x) line[left + x] = larger(row[x], line[left + x]);
+    for (int64_t x = 0; x < width; ++x) line[left + x] = larger(row[x], line[left + x]);
   }
-  const int64_t used = (out.w - 1) * op.stride[1] + 1;
   for (int64_t x = 0; x < used; ++x) most[x] = line[x];
-  for (int64_t k = 1; k < op.kernel[1]; ++k)
+  for (int64_t k = 1; k < kernel; ++k)
     for (int64_t x = 0; x < used; ++x) most[x] = larger(line[x + k], most[x]);
-  for (int64_t x = 0; x < out.w; ++x) row[x] = most[x * op.stride[1]];
+  if (stride == 2)  // most often: known, it becomes vectors
+    for (int64_t x = 0; x < count; ++x) row[x] = most[2 * x];
+  else
+    for (int64_t x = 0; x < count; ++x) row[x] = most[x * stride];
   write_row(out, run, image, c, y, row);
 }
 
@@ -177,7 +183,8 @@ void upsample_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_
   const Scales scales(op);
   const int64_t width = out.w;
   read_row(in, run, image, c, nearest(y, in.h, out.h), small);
-  for (int64_t x = 0; x < width; ++x) line[x] = small[nearest(x, in.w, width)];
+  const int64_t from = in.w;
+  for (int64_t x = 0; x < width; ++x) line[x] = small[nearest(x, from, width)];
   if (op.other.pitch) {
     read_row(op.other, run, image, c, y, small);
     for (int64_t x = 0; x < width; ++x) line[x] = plus(scales, line[x], small[x]);

@@ -7,16 +7,12 @@
 // for each output.
 #pragma once
 
-#include "tiles.h"
+#include "tiles_int8.h"
 
 namespace maxq {
 namespace {
 
-using Bytes = __m256i;
 constexpr int kTogether = 4;  // rows
-
-Bytes load(const void* from) { return _mm256_loadu_si256(static_cast<const Bytes*>(from)); }
-void store(Bytes v, void* to) { _mm256_storeu_si256(static_cast<Bytes*>(to), v); }
 
 // Vector p has, lane by lane of 128 bits, pixels 4 p to 4 p + 3 and 16 further on, of all four rows.
 struct Four {
@@ -75,7 +71,8 @@ void Int8<kDense>::prepare(Group& group, uint8_t* to, int64_t rows) {
   }
 }
 
-void finish_bytes(const Op& op, const Tile<uint8_t>& tile, const Numbers& result, char* out) {
+inline void finish_bytes(const Op& op, const Tile<uint8_t>& tile, const Numbers& result,
+                         char* out) {
   const __m256 most = _mm256_set1_ps(255.f);
   Bytes whole[4];
   for (int p = 0; p < 4; ++p) whole[p] = _mm256_cvtps_epi32(_mm256_min_ps(result.v[p], most));
@@ -143,7 +140,10 @@ void Int8<kDense>::multiply(const Group& group) {
     const __m256 factor = _mm256_set1_ps(op.other_factor);
     for (int p = 0; p < 4; ++p) result.v[p] = _mm256_fmadd_ps(other.v[p], factor, result.v[p]);
   }
-  (op.out.element == 1 ? finish_bytes : finish_floats)(op, *group.tile, result, group.out);
+  if (op.out.element == 1)
+    finish_bytes(op, *group.tile, result, group.out);
+  else
+    finish_floats(op, *group.tile, result, group.out);
 }
 
 }  // namespace

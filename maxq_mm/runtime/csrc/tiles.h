@@ -59,11 +59,31 @@ void copy_vectors(const T* from, T* to, int64_t bytes) {
     std::memcpy(reinterpret_cast<char*>(to) + i, reinterpret_cast<const char*>(from) + i, kVector);
 }
 
+// A row that is the end of one row and `skipped` elements of another; writes up to a vector more.
+template <typename T>
+struct Joined {
+  int64_t skipped;
+  explicit Joined(int64_t count) : skipped(count) {}
+  void copy(const T* from, const T* next, T* to) const {
+    copy_vectors(from + skipped, to, kWidth * sizeof(T));
+    copy_vectors(next, to + kWidth - skipped, skipped * sizeof(T));
+  }
+};
+
+// A row whose elements lie anywhere.
+template <typename T>
+struct Picked {
+  const int32_t* at;
+  explicit Picked(const int32_t* places) : at(places) {}
+  void copy(const T* from, T* to) const {
+    for (int i = 0; i < kWidth; ++i) to[i] = from[at[i]];
+  }
+};
+
 // Copies the inputs of rows begin to end (kernel position, then channel) of a tile; writes up to a
 // row more.
 template <typename T>
 void gather(const Op& op, const T* image, const Tile<T>& tile, int64_t begin, int64_t end, T* to) {
-  constexpr int kRow = kWidth * sizeof(T);
   const int64_t size = op.in.c * kWidth;  // of a tile in the input
   for (int64_t row = begin; row < end;) {
     const int64_t position = row / op.in.c, channel = row % op.in.c;
@@ -77,12 +97,11 @@ void gather(const Op& op, const T* image, const Tile<T>& tile, int64_t begin, in
       const int64_t index = floor_divide(pixel, kWidth), skipped = pixel - index * kWidth;
       from += index * size;
       if (skipped == 0) {
-        for (; row < last; ++row, from += kWidth, to += kWidth) copy_vectors(from, to, kRow);
+        for (; row < last; ++row, from += kWidth, to += kWidth)
+          copy_vectors(from, to, kWidth * sizeof(T));
       } else {
-        for (; row < last; ++row, from += kWidth, to += kWidth) {
-          copy_vectors(from + skipped, to, kRow);
-          copy_vectors(from + size, to + kWidth - skipped, skipped * sizeof(T));
-        }
+        const Joined<T> joined(skipped);
+        for (; row < last; ++row, from += kWidth, to += kWidth) joined.copy(from, from + size, to);
       }
     } else {
       int32_t at[kWidth];
@@ -91,8 +110,8 @@ void gather(const Op& op, const T* image, const Tile<T>& tile, int64_t begin, in
         const int32_t pixel = tile.at[i] + shift;  // >> and & round down, also below 0
         at[i] = (pixel >> kWidthBits) * static_cast<int32_t>(size) + (pixel & (kWidth - 1));
       }
-      for (; row < last; ++row, from += kWidth, to += kWidth)
-        for (int i = 0; i < kWidth; ++i) to[i] = from[at[i]];
+      const Picked<T> picked(at);
+      for (; row < last; ++row, from += kWidth, to += kWidth) picked.copy(from, to);
     }
   }
 }
