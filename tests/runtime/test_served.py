@@ -193,7 +193,7 @@ def test_int8_is_what_was_saved(folded, of_bytes):
         assert values.numel() == weight.numel() // 16
         assert 60 < values.abs().max() <= 127
         off = (loaded.state_dict()[key] - weight).abs().flatten(1).amax(1)
-        assert bool((off <= weight.abs().flatten(1).amax(1) / 200).all())
+        assert bool((off <= weight.abs().flatten(1).amax(1) / 120).all())  # half a step
     save_accelerated(loaded, path.with_name('again.pth'))
     assert_same_bits(quietly(path.with_name('again.pth')), model, IMAGES)
 
