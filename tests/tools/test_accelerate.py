@@ -98,6 +98,20 @@ def test_damaged_files(refuse, written, tmp_path, shapes):
     assert 'is an accelerated file' in refuse('accelerate.py', CONFIG, written[0], *arguments)
 
 
+def test_load(written, refuse, shapes, tmp_path, folded):
+    out = tmp_path / 'load.json'
+    text = run_tool('tools/benchmark_load.py', written[0], shapes / 'val', '--clients', 2,
+                    '--seconds', 1, '--count', 1, '--json', out)
+    assert "results that differ from a single thread's: 0" in text
+    row = json.loads(out.read_text())
+    assert row['different'] == []
+    assert row['requests'] == 11
+    assert row['memory_mib']['highest'] >= row['memory_mib']['start'] > 0
+    assert 'image folder not found' in refuse('benchmark_load.py', written[0], tmp_path / 'gone')
+    assert f'no images in {tmp_path}' in refuse('benchmark_load.py', written[0], tmp_path)
+    assert 'is a checkpoint' in refuse('benchmark_load.py', folded, shapes / 'val')
+
+
 def test_what_cannot_be_written(refuse, folded, tmp_path):
     before = folded.read_bytes()
     assert 'is the input itself' in refuse('accelerate.py', CONFIG, folded, folded)
