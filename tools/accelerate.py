@@ -53,8 +53,8 @@ def parse_args() -> argparse.Namespace:
                         help='of the images that it is to serve, as the network gets them '
                         '(default: as the test pipeline makes them)')
     parser.add_argument('--image-dir', type=Path, metavar='DIR',
-                        help='measure layers on the first image of this folder, in place of the '
-                        'test set')
+                        help='measure layers on the first image of this folder, and take ranges '
+                        'from it, in place of the data sets')
     parser.add_argument('--measure', action='store_true', help='evaluate and time what is written')
     parser.add_argument('--threads', type=cli.positive, help='CPU threads')
     parser.add_argument('--repeat', type=cli.positive, default=20, help='images to time')

@@ -62,8 +62,8 @@ def compact(weight: Tensor, pattern: str | Pattern) -> Compact:
     A block with fewer than N non-zeros fills its slots with zeros: -0.0 first, then the first ones.
 
     Raises:
-        InputError: bad pattern, I no multiple of M, no floating-point weight, or one with more
-            than N non-zeros in a block.
+        InputError: bad pattern, I no multiple of M, a weight that is neither floating-point nor
+            int8, or one with more than N non-zeros in a block.
     """
     pattern = Pattern.parse(pattern)
     n, m = pattern
@@ -132,8 +132,8 @@ def _block_count(shape: tuple[int, ...], pattern: Pattern) -> int:
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
-    if not dtype.is_floating_point:
-        raise InputError(f'the weight must be of a floating-point type, got {dtype}')
+    if not dtype.is_floating_point and dtype != torch.int8:
+        raise InputError(f'the weight must be of a floating-point type or int8, got {dtype}')
 
 
 def _check_part(name: str, part: Tensor, shape: tuple[int, ...],

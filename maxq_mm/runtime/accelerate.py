@@ -18,11 +18,12 @@ from .candidates import stay_float
 from .choose import Choice, choose
 from .compiled import Compiled
 from .decisions import Decisions, LayerDecision
-from .fuse import layers_of
-from .partition import INT8_WAYS
+from .fuse import Layer, layers_of
+from .partition import INT8_WAYS, SPARSE_WAYS
 from .parts import Part, Search
 from .patterns import any_pattern, sparsest
 from .place import install
+from .quantization import quantize_weight
 from .report import AccelerationReport, Rounding
 from .rows import row
 from .semi_structured import accelerate_on_gpu
@@ -146,8 +147,8 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
                   if module in {*layers.values()}]
     by_weight = {module.weight: pattern for module, pattern in patterns.items()}
     choices: dict[Tensor, list[Choice]] = defaultdict(list)
+    parameters = {parameter: name for name, parameter in model.named_parameters()}
     kept: dict[Tensor, str] = {}
-    names = {parameter: name for name, parameter in model.named_parameters()}
     ready: list[tuple] = []
     rounding = []
     for part in search.parts:
@@ -163,8 +164,7 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
             search.untraced.append((part.name, f'its program differs by {off:.1e}'))
             continue
         ready.append((part, compiled, part.decision(tuple(
-            LayerDecision(names.get(layer.source, ''), choice.way,
-                          choice.pattern and str(choice.pattern))
+            _decision(layer, choice, parameters.get(layer.source, ''))
             for layer, choice in chosen.items()))))
         for layer, choice in chosen.items():
             choices[layer.source].append(choice)
@@ -181,6 +181,18 @@ def _accelerate_on_cpu(model: nn.Module, args: tuple, layers: dict[str, nn.Modul
     return AccelerationReport(rows, f'{isa or "no N:M kernel for this CPU"}, '
                               f'{torch.get_num_threads()} threads',
                               traced, tuple(search.untraced), tuple(rounding), replaced)
+
+
+def _decision(layer: Layer, choice: Choice, weight: str) -> LayerDecision:
+    pattern = choice.pattern and str(choice.pattern)
+    if choice.way not in INT8_WAYS:
+        return LayerDecision(weight, choice.way, pattern)
+    _, scales = quantize_weight(layer.weight, pattern if choice.way in SPARSE_WAYS else None)
+    source, scaled = (x.detach().double().flatten(1) for x in (layer.source, layer.weight))
+    norm = (source * scaled).sum(1) / source.square().sum(1)
+    factors = torch.where(norm.isfinite() & (norm != 0), scales / norm, scales)
+    return LayerDecision(weight, choice.way, pattern, tuple(scales.tolist()),
+                         tuple(factors.tolist()))
 
 
 def _rounding(part: Part, compiled: Compiled) -> Rounding:

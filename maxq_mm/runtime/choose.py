@@ -50,7 +50,7 @@ def packer(patterns: Mapping[Layer, Pattern]) -> Packed:
         settings = (layer.weight, pattern, layer.bias, layer.stride, layer.padding, layer.dilation)
         if way not in INT8_WAYS:
             return kernels.pack(*settings, beside_int8=beside_int8)
-        found = kernels.pack_int8(*settings, input=takes, output=gives)
+        found = kernels.pack_int8(*settings, input=takes, output=gives, scales=layer.scales)
         # The calls of a layer have quantizations of their own, but its weights in common.
         one = first.setdefault((layer, way), found)
         return replace(found, values=one.values, rows=one.rows)

@@ -27,11 +27,17 @@ class Place:
 
 @dataclass(frozen=True)
 class LayerDecision:
-    """How a layer is computed, by its weight's name; '': it is no parameter of the model."""
+    """How a layer is computed, by its weight's name; '': it is no parameter of the model.
+
+    Of an int8 layer, by output channels, ``scales`` are those of its integers, and the model's
+    weight is the same integers times ``factors``: a batch norm stands between them.
+    """
 
     weight: str
     way: str
     pattern: str | None
+    scales: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.way not in WAYS:
@@ -45,14 +51,15 @@ class PartDecision:
     """A part that is traced: where, with which arguments, and how its layers are computed.
 
     ``structure`` is how the arguments are put together of tensors of ``shapes``, as torch's pytree
-    writes it; ``layers`` are in the order of the graph. ``quantizations``: name, scale and zero
-    point of the values that int8 layers read and give.
+    writes it; ``layers`` are in the order of the graph. ``quantizations`` are scale and zero point
+    of values that may be bytes, by names of nodes of the graph with this ``fingerprint``.
     """
 
     place: Place
     structure: str
     shapes: tuple[tuple[int, ...], ...]
     layers: tuple[LayerDecision, ...]
+    fingerprint: str = ''
     quantizations: tuple[tuple[str, float, int], ...] = ()
 
 
@@ -79,9 +86,11 @@ class Decisions:
         parts = tuple(
             PartDecision(Place(**part['place']), part['structure'],
                          tuple(tuple(shape) for shape in part['shapes']),
-                         tuple(LayerDecision(**layer) for layer in part['layers']),
-                         tuple((str(name), float(scale), int(zero_point))
-                               for name, scale, zero_point in part['quantizations']))
+                         tuple(LayerDecision(**{**layer, 'scales': tuple(layer['scales']),
+                                                'factors': tuple(layer['factors'])})
+                               for layer in part['layers']),
+                         part['fingerprint'],
+                         tuple(tuple(value) for value in part['quantizations']))
             for part in plain['parts'])
         return cls(**{**plain, 'parts': parts})
 

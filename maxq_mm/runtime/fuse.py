@@ -21,7 +21,8 @@ _SAME = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: ate
 class Layer:
     """relu(convolution or linear layer of x, plus bias, plus residual).
 
-    ``source`` is the weight that the model has, which ``weight`` may be a multiple of.
+    ``source`` is the weight that the model has, which ``weight`` may be a multiple of; ``scales``
+    ``(O,)`` are those of its integers, if these were chosen before.
     """
 
     source: Tensor = field(repr=False)
@@ -31,6 +32,7 @@ class Layer:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    scales: Tensor | None = field(default=None, repr=False)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         if self.weight.ndim == 2:

@@ -162,7 +162,7 @@ def refusal_int8(weight: Tensor, pattern: 'str | Pattern | None', groups: int = 
 def pack_int8(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | None = None,
               stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
               dilation: int | tuple[int, int] = 1, *, input: Quantization,
-              output: Quantization | None) -> PackedLayer:
+              output: Quantization | None, scales: Tensor | None = None) -> PackedLayer:
     """The same for an int8 layer; weights become what ``quantize_weight`` makes of them.
 
     The result, of int32 sums over ``x`` less its zero point, is
@@ -173,6 +173,7 @@ def pack_int8(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | No
         weight, pattern, bias, stride, padding, dilation: see :func:`pack`.
         input: of what it takes.
         output: of what it gives; None: float32.
+        scales: of the weights' integers, if they were chosen already.
 
     Raises:
         InputError: no kernel takes it (see :func:`refusal_int8`), or padding and the like are
@@ -182,7 +183,7 @@ def pack_int8(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | No
     if reason is not None:
         raise InputError(f'no kernel takes this layer: {reason}')
     found = library(int8=True)
-    integers, scales = quantize_weight(weight, pattern)
+    integers, scales = quantize_weight(weight, pattern, scales)
     scales = input.scale * scales / (output.scale if output else 1)
     # What the kernel sums has the input's zero point in it.
     extra = input.zero_point * integers.flatten(1).sum(1, dtype=torch.int64)

@@ -1,7 +1,7 @@
 """Which parts of a model become programs: as large ones as can be traced."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -50,11 +50,6 @@ class Part:
         return self.model.get_submodule(self.place.module)
 
     @property
-    def function(self) -> Callable:
-        """What the trace does."""
-        return function_at(self.model, self.place)
-
-    @property
     def tensors(self) -> list[list[Tensor]]:
         """Flat arguments of each call."""
         return [flatten(call.args, call.kwargs)[0] for call in self.calls]
@@ -62,7 +57,8 @@ class Part:
     @torch.no_grad()
     def agreement(self, compiled: Compiled, call: Call) -> Agreement:
         """How the compiled results of a call agree with the model's."""
-        expected, _ = flatten((self.function(*call.args, **call.kwargs), ), {})
+        function = function_at(self.model, self.place)
+        expected, _ = flatten((function(*call.args, **call.kwargs), ), {})
         results = compiled.run(flatten(call.args, call.kwargs)[0])
         pairs = [(a.double(), (a - b).double()) for a, b in zip(expected, results, strict=True)
                  if a.numel()]
@@ -77,11 +73,12 @@ class Part:
     def decision(self, layers: tuple[LayerDecision, ...]) -> PartDecision:
         """What :mod:`.rebuild` needs to make it again."""
         leaves, arguments = flatten(self.calls[0].args, self.calls[0].kwargs)
-        in_int8 = any(layer.way in INT8_WAYS for layer in layers)
-        return PartDecision(
-            self.place, structure_of(arguments), tuple(tuple(leaf.shape) for leaf in leaves),
-            layers, tuple((name, found.scale, found.zero_point) for name, found
-                          in self.trace.quantizations.items()) if in_int8 else ())
+        return PartDecision(self.place, structure_of(arguments),
+                            tuple(tuple(leaf.shape) for leaf in leaves), layers,
+                            self.trace.fingerprint, tuple(
+                                (name, found.scale, found.zero_point)
+                                for name, found in self.trace.quantizations.items()
+                                if any(layer.way in INT8_WAYS for layer in layers)))
 
 
 @dataclass

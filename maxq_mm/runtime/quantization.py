@@ -54,20 +54,26 @@ class Quantization:
         return cls(scale, round(-low / scale))
 
 
-def quantize_weight(weight: Tensor, pattern: 'str | Pattern | None') -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, pattern: 'str | Pattern | None',
+                    scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The integers and scales that stand for a weight.
 
     Args:
         weight: ``(O, I, Kh, Kw)`` or ``(O, I)``, float32, of the pattern.
         pattern: N:M, or None for a dense layer.
+        scales: of a weight that is such integers times them already; so they stay the same.
 
     Returns:
         int8 like ``weight``, and float64 scales ``(O,)``.
     """
     pattern = None if pattern is None else Pattern.parse(pattern)
+    scales = _scales(weight, pattern) if scales is None else scales
+    shape = (-1, *[1] * (weight.ndim - 1))
+    return (weight.detach().double() / scales.reshape(shape)).round().to(torch.int8), scales
+
+
+def _scales(weight: Tensor, pattern: Pattern | None) -> Tensor:
     blocks = blocks_of(by_position(weight.detach().abs().double()), pattern)
     pairs = torch.cat([part.values.unflatten(1, (-1, 2)) for part in blocks.parts], 1)
     scales = torch.maximum(pairs.amax((1, 2)) / 127, pairs.sum(2).amax(1) / _PAIR)
-    scales = torch.where(scales > 0, scales, 1.)
-    shape = (-1, *[1] * (weight.ndim - 1))
-    return (weight.detach().double() / scales.reshape(shape)).round().to(torch.int8), scales
+    return torch.where(scales > 0, scales, 1.)

@@ -10,15 +10,17 @@ from torch import nn
 from ..functional.pattern import Pattern
 from ..utils.errors import InputError
 from . import kernels
-from .candidates import has_ranges
 from .choose import packer, possible_ways
 from .compiled import Compiled
 from .decisions import Decisions, LayerDecision, PartDecision, arguments_of
 from .fuse import Layer, layers_of
-from .partition import TORCH, fits
+from .partition import DENSE, DENSE_INT8, INT8, INT8_WAYS, SPARSE, TORCH
 from .place import install, name_of, trace_at
 from .quantization import Quantization
 from .trace import Untraceable
+
+# Where bytes cannot be computed with.
+_FLOAT = {INT8: SPARSE, DENSE_INT8: DENSE}
 
 
 @torch.no_grad()
@@ -26,7 +28,7 @@ def rebuild(model: nn.Module, decisions: Decisions) -> list[str]:
     """Accelerate ``model``, in place, by ``decisions`` about one with the same weights.
 
     A layer whose kernel is not to be had here is torch's, and a part that cannot be traced here
-    stays as it is: results are the same.
+    stays as it is: results are the same, but for int8 layers that compute in float32 then.
 
     Returns:
         What is otherwise than where it was measured, a sentence each.
@@ -42,7 +44,11 @@ def rebuild(model: nn.Module, decisions: Decisions) -> list[str]:
     ready = []
     for part in decisions.parts:
         try:
-            ready.append((part.place, _compiled(model, part)))
+            compiled, floats = _compiled(model, part)
+            ready.append((part.place, compiled))
+            if floats:
+                problems.append(f'{floats} int8 layers of {name_of(model, part.place)} compute in '
+                                'float32 here')
         except Untraceable as error:
             problems.append(f'{name_of(model, part.place)} cannot be traced here and stays dense '
                             f'({error})')
@@ -52,21 +58,26 @@ def rebuild(model: nn.Module, decisions: Decisions) -> list[str]:
     return problems
 
 
-def _compiled(model: nn.Module, part: PartDecision) -> Compiled:
+def _compiled(model: nn.Module, part: PartDecision) -> tuple[Compiled, int]:
+    """The part, and how many layers should be int8 and cannot."""
     args, kwargs = arguments_of(part.structure, [torch.zeros(shape) for shape in part.shapes])
     trace = trace_at(model, part.place, args, kwargs)
     decided = _decided(layers_of(trace), part, model)
     patterns = {layer: Pattern.parse(found.pattern) for layer, found in decided.items()
                 if found.pattern is not None}
-    trace.quantizations = {name: Quantization(scale, zero_point)
-                           for name, scale, zero_point in part.quantizations}
-    float32 = {node.target for node in trace.graph.nodes if isinstance(node.target, Layer)
-               and not (fits(node) and has_ranges(node, trace))}
+    if part.fingerprint == trace.fingerprint:
+        trace.quantizations = {name: Quantization(scale, zero_point)
+                               for name, scale, zero_point in part.quantizations}
     ways = {}
     for layer, found in decided.items():
-        possible, _ = possible_ways(layer, patterns.get(layer), layer not in float32)
-        ways[layer] = found.way if found.way in possible else TORCH
-    return Compiled(trace, ways, packer(patterns))
+        possible, _ = possible_ways(layer, patterns.get(layer), bool(trace.quantizations))
+        ways[layer] = next(way for way in (found.way, _FLOAT.get(found.way), TORCH)
+                           if way in possible)
+        if found.scales:
+            layer.scales = torch.tensor(found.scales, dtype=torch.float64)
+    floats = sum(found.way in INT8_WAYS and ways[layer] not in INT8_WAYS
+                 for layer, found in decided.items())
+    return Compiled(trace, ways, packer(patterns)), floats
 
 
 def _decided(layers: list[Layer], part: PartDecision, model: nn.Module

@@ -3,7 +3,8 @@
 It is one with a checksum (:mod:`maxq_mm.utils.sealed`) of a dict of plain values and tensors::
 
     config        what inference needs of the config: the model, the test pipeline, ...
-    state_dict    the folded model's, with None in place of each packed weight
+    state_dict    the folded model's, with None in place of each packed weight, and integers where
+                  an int8 layer has them
     packed        these, as in compact files
     dataset_meta  classes and palette
     decisions     of :mod:`.decisions`
@@ -13,6 +14,7 @@ No code is in it: the config names classes of mmengine's registries, and nothing
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -30,7 +32,7 @@ from ..engine.compact import pack_state, part_of, unpack_state
 from ..utils.errors import InputError
 from ..utils.files import load_file, save_file
 from ..utils.sealed import Format, other_format
-from .decisions import Decisions
+from .decisions import Decisions, LayerDecision
 from .install import decisions_of
 from .patterns import sparsest
 from .rebuild import rebuild
@@ -84,11 +86,38 @@ def save_accelerated(model: nn.Module, path: str | Path) -> None:
                 if isinstance(module, nn.Conv2d | nn.Linear)
                 and (pattern := sparsest(module.weight.detach())) is not None}
     state = model.state_dict()
+    _to_integers(state, decisions)
     packed = pack_state(state, patterns)
     save_file(FORMAT.seal(dict(
         config=config, state_dict=state, packed=packed,
         dataset_meta=_plain_meta(model.dataset_meta), decisions=decisions.as_dict(),
         versions=_versions())), path)
+
+
+def _int8_layers(decisions: Decisions) -> list[LayerDecision]:
+    """Those whose weight is nobody else's."""
+    layers = [layer for part in decisions.parts for layer in part.layers]
+    uses = Counter(layer.weight for layer in layers)
+    return [layer for layer in layers if layer.factors and layer.weight and uses[layer.weight] == 1]
+
+
+def _to_integers(state: dict[str, Tensor], decisions: Decisions) -> None:
+    """Put integers in place of the weights that kernels read as such."""
+    for layer in _int8_layers(decisions):
+        weight = state[layer.weight]
+        integers = weight.detach().double() / _factors(layer, weight)
+        state[layer.weight] = integers.round().clamp(-127, 127).to(torch.int8)
+
+
+def _from_integers(state: dict[str, Tensor], decisions: Decisions) -> None:
+    """Put the weights back, as the integers have it."""
+    for layer in _int8_layers(decisions):
+        weight = state[layer.weight]
+        state[layer.weight] = (weight.double() * _factors(layer, weight)).float()
+
+
+def _factors(layer: LayerDecision, weight: Tensor) -> Tensor:
+    return torch.tensor(layer.factors, dtype=torch.float64).view(-1, *[1] * (weight.ndim - 1))
 
 
 def _plain_meta(meta: Mapping) -> dict:
@@ -140,6 +169,7 @@ def read_accelerated(path: str | Path) -> Served:
             'config', 'state_dict', 'packed', 'dataset_meta', 'decisions', 'versions')}
         unpack_state(parts['state_dict'], parts.pop('packed'))
         parts['decisions'] = Decisions.from_dict(parts['decisions'])
+        _from_integers(parts['state_dict'], parts['decisions'])
     except Exception as error:  # what is in a dict can be anything
         raise FORMAT.unsound(path, error) from error
     return Served(**parts)

@@ -1,5 +1,6 @@
 """The graph of ATen operators that a part of a model computes, for any batch and image size."""
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,16 @@ class Trace:
     guards: Callable
     results: pytree.TreeSpec
     quantizations: dict[str, Quantization] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its nodes, their operators and names, which another torch may give otherwise."""
+        def name(target) -> str:
+            return target if isinstance(target, str) else str(
+                getattr(target, '__name__', None) or target)
+        text = '\n'.join(f'{node.name} {node.op} {name(node.target)} {node.all_input_nodes}'
+                         for node in self.graph.nodes)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Part(nn.Module):

@@ -16,9 +16,10 @@ from torch import nn
 import maxq_mm
 from maxq_mm import accelerate, load_accelerated, save_accelerated
 from maxq_mm.engine.compact import load_any
-from maxq_mm.runtime import kernels, rebuild, served
+from maxq_mm.runtime import kernels, rebuild, served, trace
 from maxq_mm.runtime.install import decisions_of
-from maxq_mm.runtime.partition import SPARSE
+from maxq_mm.runtime.library import library
+from maxq_mm.runtime.partition import INT8, SPARSE
 from maxq_mm.runtime.trace import Untraceable
 from maxq_mm.utils.errors import InputError
 from maxq_mm.utils.files import load_file, save_file
@@ -28,6 +29,7 @@ from .test_accelerate import assert_alike, force, leaves, sparse
 from .tiny import CLASSES, config
 
 IMAGES = torch.randn(1, 3, 64, 96)
+needs_int8 = pytest.mark.skipif(library(int8=True) is None, reason='no int8 kernels here')
 
 
 def built(**changes) -> nn.Module:
@@ -161,6 +163,51 @@ def test_a_part_that_cannot_be_traced_stays_dense(folded, written, monkeypatch):
                                          r'dense \(another torch\)'):
         model = load_accelerated(written)
     assert_same_bits(model, folded, IMAGES)
+
+
+@pytest.fixture(scope='module')
+def of_bytes(folded, tmp_path_factory):
+    """An int8 detector and its file."""
+    model = copy.deepcopy(folded)
+    with pytest.MonkeyPatch.context() as patch:
+        force(patch, INT8)
+        accelerate(model, IMAGES, 'int8', torch.randn(4, 3, 64, 96))
+    path = tmp_path_factory.mktemp('int8') / 'a.pth'
+    save_accelerated(model, path)
+    return model, path
+
+
+@needs_int8
+def test_int8_is_what_was_saved(folded, of_bytes):
+    model, path = of_bytes
+    loaded = quietly(path)
+    for size in ((1, 3, 64, 96), (2, 3, 96, 33)):
+        assert_same_bits(loaded, model, torch.randn(size))
+    assert decisions_of(loaded) == decisions_of(model)
+    ways = {layer.weight: layer.way for part in decisions_of(loaded).parts for layer in part.layers}
+    assert ways['body.0.weight'] == ways['head.conv.weight'] == INT8
+    inner = served.FORMAT.open(load_file(path), path)
+    for key in ('body.0.weight', 'head.conv.weight'):
+        weight, values = folded.state_dict()[key], inner['packed'][key]['values']
+        assert values.dtype == torch.int8
+        assert values.numel() == weight.numel() // 16
+        assert 60 < values.abs().max() <= 127
+        off = (loaded.state_dict()[key] - weight).abs().flatten(1).amax(1)
+        assert bool((off <= weight.abs().flatten(1).amax(1) / 120).all())  # half a step
+    save_accelerated(loaded, path.with_name('again.pth'))
+    assert_same_bits(quietly(path.with_name('again.pth')), model, IMAGES)
+
+
+@needs_int8
+def test_int8_layers_compute_in_float32_where_they_must(of_bytes, monkeypatch):
+    model, path = of_bytes
+    monkeypatch.setattr(trace.Trace, 'fingerprint', 'of another torch')
+    with pytest.warns(UserWarning, match='2 int8 layers of extract_feat and head compute in '
+                                         'float32 here'):
+        loaded = load_accelerated(path)
+    with torch.no_grad():
+        for a, b in zip(loaded(IMAGES), model(IMAGES), strict=True):
+            assert float((a - b).abs().max()) <= 0.1 * float(b.max() - b.min())
 
 
 def refused(path, match):
