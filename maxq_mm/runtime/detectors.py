@@ -4,6 +4,7 @@ A method is replaced where the module has mmdet's or mmcv's own, and falls back 
 its kernel does not fit.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -107,7 +108,8 @@ def install_around(model: nn.Module) -> tuple[tuple[str, str], ...]:
 
     Returns the names of the modules that changed, and what of each.
     """
-    if library() is None or not takes_images(model):
+    # A detector of mmdet has imported it, and nothing else is to.
+    if library() is None or not takes_images(model) or 'mmdet.models' not in sys.modules:
         return ()
     found = list(_replaceable(model))
     for _, _, module, mixin in found:
