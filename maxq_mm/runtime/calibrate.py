@@ -161,9 +161,10 @@ class _Observed:
         """Of all values that were there in some image."""
         found = {}
         for name, rows in self.rows.items():
-            low, high = mean_range(rows)
-            if not abs(low) + abs(high) < float('inf'):
-                raise InputError(f'calibration: what {self.part.name} computes of it is not finite')
-            found[name] = Quantization.of_range(low, high)
+            try:
+                found[name] = Quantization.of_range(*mean_range(rows))
+            except InputError as error:  # not finite, or too large
+                raise InputError(f'calibration: what {self.part.name} computes of it cannot be '
+                                 f'int8 ({error})') from error
         return found
 

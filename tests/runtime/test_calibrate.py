@@ -1,6 +1,5 @@
 """Ranges over calibration images, and what is refused as such."""
 
-import copy
 import math
 import re
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from maxq_mm.runtime.calibrate import calibrate, images
 from maxq_mm.runtime.fuse import Layer
 from maxq_mm.runtime.parts import Search
 from maxq_mm.runtime.quantization import Quantization
+from maxq_mm.utils.errors import InputError
 
 from .test_accelerate import refused
 
@@ -78,7 +78,6 @@ def test_agreement(net, search, factor, difference, decibels):
 
 
 @pytest.mark.parametrize(('calibration', 'match'), [
-    (None, 'precision int8 needs calibration'),
     ([], 'calibration has no images'),
     (iter(()), 'calibration has no images'),
     (5, 'calibration must be an iterable of images .* got int'),
@@ -94,18 +93,22 @@ def test_agreement(net, search, factor, difference, decibels):
     ([dict(inputs=torch.randn(3, 16, 16))], r'calibration\[0\]: inputs must be .* got dict'),
 ])
 def test_bad_calibration(net, calibration, match):
-    refused(copy.deepcopy(net), torch.randn(1, 3, 16, 16), match, precision='int8',
-            calibration=calibration)
+    with pytest.raises(InputError, match=match) as error:
+        list(images(net, (torch.randn(1, 3, 16, 16), ), calibration))
+    assert '\n' not in str(error.value)
 
 
-def test_calibration_is_for_int8(net):
-    refused(net, torch.randn(1, 3, 16, 16), 'calibration is for precision int8, not for float32',
-            calibration=[torch.randn(1, 3, 16, 16)])
+def test_the_model_is_unchanged_where_calibration_is_refused(net):
+    x = torch.randn(1, 3, 16, 16)
+    refused(net, x, 'precision int8 needs calibration', precision='int8')
+    refused(net, x, 'calibration is for precision int8, not for float32', calibration=[x])
+    refused(net, x, r'calibration\[1\]: inputs must be', precision='int8', calibration=[x, 'a.png'])
 
 
-def test_values_that_overflow(net, search):
-    with pytest.raises(ValueError, match='what Sequential computes of it is not finite'):
-        found(net, search, [torch.randn(1, 3, 16, 16).sign() * 3e38])
+@pytest.mark.parametrize('scale', [1e16, 3e38])  # of the last, sums overflow
+def test_values_that_are_too_large(net, search, scale):
+    with pytest.raises(InputError, match='what Sequential computes of it cannot be int8'):
+        found(net, search, [torch.randn(1, 3, 16, 16).sign() * scale])
 
 
 def test_one_constant_image_among_others(net):
