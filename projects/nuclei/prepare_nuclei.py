@@ -85,6 +85,10 @@ def read_splits(path: Path) -> dict[str, list[str]]:
             isinstance(ids, list) and ids and all(isinstance(i, str) for i in ids)
             for ids in splits.values()):
         raise cli.InputError(f'not a split: {path} holds no lists of image ids "train" and "val"')
+    everything = [image_id for ids in splits.values() for image_id in ids]
+    twice = next((image_id for image_id in everything if everything.count(image_id) > 1), None)
+    if twice is not None:
+        raise cli.InputError(f'not a split: {path} has the image {twice} twice')
     return splits
 
 

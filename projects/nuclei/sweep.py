@@ -197,7 +197,9 @@ def check(runs: list[sweep_runs.Run], args: argparse.Namespace) -> None:
     configs = {}
     for run in runs:
         sweep_runs.epochs_of(run)
-        configs[run.config, str(run.options)] = sweep_runs.configure(run, args.out, args.data_root)
+        cfg = sweep_runs.configure(run, args.out, args.data_root)
+        sweep_runs.check_method(run, cfg)
+        configs[run.config, str(run.options)] = cfg
     for cfg in configs.values():
         cli.check_data(cfg, 'train', 'val')
 

@@ -27,11 +27,12 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
-from maxq_mm import cli
+from maxq_mm import MaxQHook, cli
 from maxq_mm.functional.pattern import Pattern
 from maxq_mm.utils.files import save_text
 
 START = 'start'
+_ENTRY = ('methods', 'patterns', 'seeds', 'options', 'from_scratch')
 SCORES = ('bbox_mAP', 'segm_mAP')
 
 
@@ -77,6 +78,7 @@ def _multiply(spec: dict, folder: Path) -> list[Run]:
                              f'settings or None, got {changes!r}')
     runs: dict[str, Run] = {}
     for entry in spec['runs']:
+        _check_entry(entry)
         if not isinstance(options := entry.get('options'), dict | None):
             raise ValueError(f'options {options!r}: a dict of settings')
         for seed in entry['seeds']:
@@ -94,6 +96,20 @@ def _multiply(spec: dict, folder: Path) -> list[Run]:
                         raise ValueError(f'{method!r} and {runs[run.name].method!r} would both be '
                                          f'trained in {run.name}')
     return list(runs.values())
+
+
+def _check_entry(entry: dict) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f'runs: an entry is a dict, got {entry!r}')
+    unknown = sorted(set(entry) - set(_ENTRY))
+    if unknown:
+        raise ValueError(f'an entry of runs has no {unknown[0]!r}; it takes {", ".join(_ENTRY)}')
+    for key in ('methods', 'patterns', 'seeds'):
+        if not isinstance(entry.get(key), list | tuple):
+            raise ValueError(f'{key} of runs: a list, got {entry.get(key)!r}')
+    for seed in entry['seeds']:
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ValueError(f'seeds of runs: whole numbers from 0 to 2**32 - 1, got {seed!r}')
 
 
 @lru_cache
@@ -138,7 +154,20 @@ def epochs_of(run: Run) -> int:
     train_cfg = _config(run).get('train_cfg') or {}
     if 'max_epochs' not in train_cfg:
         raise cli.InputError(f'{run.config} trains by iterations; a sweep takes epochs')
-    return train_cfg.max_epochs
+    epochs = train_cfg.max_epochs
+    if type(epochs) is not int or epochs < 1:
+        raise cli.InputError(f'{run.name}: max_epochs must be a whole number of at least 1, got '
+                             f'{epochs!r}')
+    return epochs
+
+
+def check_method(run: Run, cfg: Config) -> None:
+    """InputError unless MaxQHook takes the settings of the run, whose config is ``cfg``."""
+    for hook in cli.maxq_hooks(cfg):
+        try:
+            MaxQHook(**{key: value for key, value in hook.items() if key != 'type'})
+        except cli.InputError as error:
+            raise cli.InputError(f'method {run.method!r}: {error}') from error
 
 
 def config_of(run: Run, out: Path) -> Path:

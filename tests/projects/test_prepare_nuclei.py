@@ -96,6 +96,10 @@ def test_refusals(download, tmp_path, refuse):
     assert 'is there already' in refuse(TOOL, source, tmp_path, '--split', split)
     assert 'not a readable split' in refuse(TOOL, source, tmp_path / 'out',
                                             '--split', tmp_path / 'none.json')
+    for twice in ('{"train": ["a", "a"], "val": ["b"]}', '{"train": ["a"], "val": ["b", "a"]}'):
+        split.write_text(twice)
+        assert 'has the image a twice' in refuse(TOOL, source, tmp_path / 'out', '--split', split)
+    assert 'not a readable split' in refuse(TOOL, source, tmp_path / 'out', '--split', tmp_path)
     split.write_text('{"train": 5}')
     assert 'holds no lists of image ids' in refuse(TOOL, source, tmp_path / 'out',
                                                    '--split', split)

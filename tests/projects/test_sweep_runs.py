@@ -118,15 +118,39 @@ def test_options_that_do_not_fit(write, tmp_path):
     ([dict(methods=['MaxQ'], seeds=[0])], HEAD + METHODS, 'patterns'),
     ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0], options=['lr', 3])], HEAD + METHODS,
      "options ['lr', 3]"),
+    ([3], HEAD + METHODS, 'an entry is a dict, got 3'),
+    ([dict(methods='MaxQ', patterns=['2:4'], seeds=[0])], HEAD + METHODS, "a list, got 'MaxQ'"),
+    ([dict(methods=['MaxQ'], patterns='2:4', seeds=[0])], HEAD + METHODS, "a list, got '2:4'"),
+    ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=0)], HEAD + METHODS, 'a list, got 0'),
+    ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=['x'])], HEAD + METHODS, "got 'x'"),
+    ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[-1])], HEAD + METHODS, 'got -1'),
+    ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0.5])], HEAD + METHODS, 'got 0.5'),
+    ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0], option={})], HEAD + METHODS,
+     "no 'option'; it takes methods"),
     ([], HEAD + METHODS, 'no run'),
     ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0])],
      "start = config = 'gone.py'\n" + METHODS, 'gone.py'),
     ([], 'x = ', 'not a sweep spec'),
-], ids=['method', 'pattern', 'no patterns', 'options', 'empty', 'config', 'syntax'])
+], ids=str)
 def test_bad_specs(write, runs, head, words):
     with pytest.raises(cli.InputError, match='spec') as error:
         sweep_runs.read_spec(write(runs, head))
     assert words in str(error.value)
+
+
+def test_settings_that_the_hook_does_not_take(write, tmp_path):
+    path = write([dict(methods=['odd'], patterns=['2:4'], seeds=[0])],
+                 HEAD + "methods = {'odd': dict(patern='2:4')}")
+    *_, run = sweep_runs.read_spec(path)
+    with pytest.raises(cli.InputError, match="method 'odd': there is no argument 'patern'"):
+        sweep_runs.check_method(run, sweep_runs.configure(run, tmp_path, None))
+
+
+def test_epochs_that_are_no_number(write):
+    *_, run = sweep_runs.read_spec(write([dict(
+        methods=['MaxQ'], patterns=['2:4'], seeds=[0], options={'train_cfg.max_epochs': 'x'})]))
+    with pytest.raises(cli.InputError, match="max_epochs must be a whole number .* got 'x'"):
+        sweep_runs.epochs_of(run)
 
 
 @pytest.mark.parametrize('methods, words', [
