@@ -17,7 +17,7 @@ from .images import evaluating, look
 from .moments import SAMPLES, Moments, is_linear_map, sample, watching
 from .one_shot import check_saliency, one_shot
 from .outputs import Places, outputs
-from .plan import DENSE, Plan, check_budget, make_plan
+from .plan import DENSE, Plan, check_affordable, check_budget, make_plan
 
 PATTERNS = ('2:4', '1:4', '1:8', '1:16')
 
@@ -54,6 +54,7 @@ def allocate(model: nn.Module, data: Iterable[dict], patterns: Sequence[str] = P
     with evaluating(model):
         images = look(model, data, bar('detections') if progress else iter)
         price = costs(cost, model, images, candidates)
+        check_affordable(price, budget)  # before the long part
         distortions = predict_all(model, images, candidates, saliency, compensate, probes, seed,
                                   progress)
     return make_plan(cost, candidates, price, distortions, budget)

@@ -124,9 +124,7 @@ def solve(costs: Mapping[str, Sequence[int]], distortions: Mapping[str, Sequence
         best = sums.min(axis=0)
     place = size - 1 if budget == 1 else min(size - 1, int(budget * dense / unit + 1e-9))
     if not np.isfinite(best[place]):
-        least = sum(min(layer) for layer in costs.values()) / dense
-        raise InputError(f'budget {budget} is too small: with the sparsest patterns of all layers '
-                         f'{least:.4f} of the cost is left')
+        raise _too_small(costs, budget)
     place = int(np.flatnonzero(best[:place + 1] == best[place])[0])
     # best falls along the budgets; where it does, a new plan begins.
     steps = np.flatnonzero(np.isfinite(best) & (best < np.append(np.inf, best[:-1])))
@@ -137,6 +135,23 @@ def solve(costs: Mapping[str, Sequence[int]], distortions: Mapping[str, Sequence
         numbers.append(number)
         place -= -(-layer[number] // unit)
     return numbers[::-1], curve
+
+
+def _least(costs: Mapping[str, Sequence[int]]) -> float:
+    """Share of the dense cost that the sparsest candidates have."""
+    return sum(map(min, costs.values())) / sum(cost[0] for cost in costs.values())
+
+
+def _too_small(costs: Mapping[str, Sequence[int]], budget: float) -> InputError:
+    return InputError(f'budget {budget} is too small: with the sparsest patterns of all layers '
+                      f'{_least(costs):.4f} of the cost is left')
+
+
+def check_affordable(costs: Mapping[str, Sequence[int]], budget: float) -> None:
+    """Raises InputError if the sparsest candidates already cost more than ``budget``."""
+    dense = sum(cost[0] for cost in costs.values())
+    if sum(map(min, costs.values())) > budget * dense * (1 + 1e-9):
+        raise _too_small(costs, budget)
 
 
 def check_budget(budget: float) -> float:

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from mmdet.structures import DetDataSample
@@ -107,6 +109,12 @@ def test_bad_arguments(mask_rcnn, changes, said):
     wanted = dict(dict(data=images(1), patterns=PATTERNS, budget=0.5), **changes)
     with pytest.raises(InputError, match=said):
         maxq_mm.allocate(mask_rcnn, **wanted)
+
+
+def test_a_budget_that_nothing_meets_is_refused_before_the_long_part(mask_rcnn, monkeypatch):
+    monkeypatch.setattr(sys.modules[maxq_mm.allocate.__module__], 'predict_all', None)
+    with pytest.raises(InputError, match='budget 0.1 is too small: .* 0.1250 of the cost is left'):
+        maxq_mm.allocate(mask_rcnn, images(1), ('2:4', '1:8'), 0.1)
 
 
 def test_network_that_is_sparse_already(mask_rcnn):

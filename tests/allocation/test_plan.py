@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from maxq_mm.allocation.plan import UNITS, make_plan, solve
+from maxq_mm.allocation.plan import UNITS, check_affordable, make_plan, solve
 from maxq_mm.functional.pattern import Pattern
 from maxq_mm.utils.errors import InputError
 
@@ -35,8 +35,11 @@ def test_equals_brute_force(seed):
         best = brute_force(costs, distortions, budget * dense + 1e-9)
         if best is None:
             with pytest.raises(InputError, match=f'budget {budget} is too small'):
+                check_affordable(costs, budget)
+            with pytest.raises(InputError, match=f'budget {budget} is too small'):
                 solve(costs, distortions, budget)
             continue
+        check_affordable(costs, budget)
         numbers, _ = solve(costs, distortions, budget)
         assert value(distortions, numbers) == pytest.approx(best, abs=1e-12)
         assert value(costs, numbers) <= budget * dense + 1e-9
