@@ -27,7 +27,7 @@ from rich.progress import track
 from test_onnx import evaluate
 from torch import nn
 
-from maxq_mm import accelerate, cli
+from maxq_mm import accelerate, cli, save_accelerated
 from maxq_mm.cli import tradeoff
 from maxq_mm.cli.calibration import calibration_set, evenly_spread
 from maxq_mm.cli.timing import alternate, machine, summarize
@@ -160,9 +160,14 @@ class Deployment:
             return Variant(network, runtime, OnnxDetector.from_file(
                 file, self.args.threads, SESSIONS[engine]), file)
         model = cli.load_model(self.cfg, content, checkpoint)
-        if engine == 'maxq_mm':
-            self._accelerate(model, is_int8)
-        return Variant(network, runtime, model, plain)
+        if engine != 'maxq_mm':
+            return Variant(network, runtime, model, plain)
+        self._accelerate(model, is_int8)
+        model.cfg, model.dataset_meta = self.cfg, self.loader.dataset.metainfo
+        file = self._file(network, '_int8.served' if is_int8 else '.served')
+        with cli.writing(file):
+            save_accelerated(model, file)
+        return Variant(network, runtime, model, file)
 
     def _exported(self, network: str, checkpoint: Path, is_int8: bool) -> Path:
         """The ONNX file of a network; what engines share is written once."""

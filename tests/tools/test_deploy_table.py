@@ -37,10 +37,12 @@ def test_table_of_one_run(config, trained, folded, shapes, tmp_path):
     assert 'export_onnx.py' in printed
     assert 'do not satisfy their pattern' in printed  # epoch 20 is from within the ramp
 
-    compare(trained / 'epoch_40.pth', '--runtimes', *RUNTIMES, '--others', 'maxq_mm')
+    compare(trained / 'epoch_40.pth', '--runtimes', *RUNTIMES, '--others', 'maxq_mm',
+            'maxq_mm int8')
     written = json.loads(out.read_text())
     rows = {(row['network'], row['runtime']): row for row in written['rows']}
-    assert set(rows) == {*(('dense', runtime) for runtime in RUNTIMES), ('1:4', 'maxq_mm')}
+    assert set(rows) == {*(('dense', runtime) for runtime in RUNTIMES), ('1:4', 'maxq_mm'),
+                         ('1:4', 'maxq_mm int8')}
     run_tool('tools/test_onnx.py', config, work / 'dense_int8.onnx', '--data-root', shapes,
              '--threads', 1, '--json', tmp_path / 'int8.json')
     alone = json.loads((tmp_path / 'int8.json').read_text())
@@ -48,13 +50,15 @@ def test_table_of_one_run(config, trained, folded, shapes, tmp_path):
         # The two checkpoints hold the same weights.
         assert rows['dense', 'maxq_mm'][score] == rows['1:4', 'maxq_mm'][score] > 0
         assert rows['dense', 'onnxruntime int8'][score] == alone[f'coco/{score}'] > 0
+        assert abs(rows['1:4', 'maxq_mm int8'][score] - rows['dense', 'mmdet'][score]) < 0.1
     assert rows['dense', 'mmdet']['ratio'] == 1
     assert all(row['latency_ms'] > 0 for row in rows.values())
     assert (rows['dense', 'onnxruntime int8']['size_mib'] < 0.5
             * rows['dense', 'mmdet']['size_mib'])
     assert written['machine']['threads'] == 1
     assert {file.name for file in work.iterdir()} == {
-        'dense.pth', 'dense.onnx', 'dense_int8.onnx', '1-4.pth'}
+        'dense.pth', 'dense.onnx', 'dense_int8.onnx', 'dense.served', '1-4.pth', '1-4.served',
+        '1-4_int8.served'}
     assert picture.stat().st_size > 10_000
 
 
