@@ -98,26 +98,28 @@ def spread(values: np.ndarray) -> str:
 
 def draw_distortion(seeds: list[dict]) -> Figure:
     """Predicted against true: single layers, and whole networks."""
-    picture = Figure(figsize=(15, 5), layout='constrained')
-    axes = picture.subplots(1, 3)
-    for panel, (key, (_, name)) in zip(axes, KINDS.items(), strict=False):
-        found = [pair for seed in seeds for pair in pairs(seed, key)]
+    kinds = {name: [pair for seed in seeds for pair in pairs(seed, key)]
+             for key, (_, name) in KINDS.items()}
+    kinds = {name: found for name, found in kinds.items() if found}
+    picture = Figure(figsize=(5 * (len(kinds) + 1), 5), layout='constrained')
+    axes = picture.subplots(1, len(kinds) + 1, squeeze=False)[0]
+    for panel, (name, found) in zip(axes, kinds.items(), strict=False):
         for pattern in ('2:4', '1:4', '1:8', '1:16'):
             points = [(p[2], p[3]) for p in found if p[1] == pattern]
             if points:
                 panel.plot(*zip(*points, strict=True), 'o', markersize=4, label=pattern)
         panel.set_title(f'one layer pruned, {name}')
+        panel.legend()
     whole = [entry for seed in seeds for key, entry in seed.get('one_shot', {}).items()
              if key.endswith('| compensated')]
-    axes[2].plot([e['predicted'] for e in whole], [e['true'] for e in whole], 'o', color='black')
-    axes[2].set_title('whole networks: sum over layers')
+    axes[-1].plot([e['predicted'] for e in whole], [e['true'] for e in whole], 'o', color='black')
+    axes[-1].set_title('whole networks: sum over layers')
     for panel in axes:
         panel.set(xscale='log', yscale='log', xlabel='predicted distortion',
                   ylabel='true distortion')
         low, high = panel.get_xlim()
         panel.plot([low, high], [low, high], color='grey', linewidth=1)
         panel.grid(alpha=0.3)
-    axes[0].legend()
     return picture
 
 
