@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from maxq_mm import accelerate
+from maxq_mm.nn.accelerated import is_accelerated
 from maxq_mm.runtime import calibrate, choose
 from maxq_mm.runtime.calibrate import images
-from maxq_mm.runtime.install import is_accelerated
 from maxq_mm.runtime.library import library
 from maxq_mm.runtime.partition import DENSE, DENSE_INT8, INT8, SPARSE, TORCH
 from maxq_mm.utils.errors import InputError

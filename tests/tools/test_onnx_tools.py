@@ -235,6 +235,6 @@ def test_what_cannot_be_evaluated(refuse, exported, config, shapes, tmp_path):
     assert 'an image of 160 x 160 pixels does not fit' in refuse(
         'test_onnx.py', config, out, '--cfg-options',
         'test_dataloader.dataset.pipeline.1.scale=(160,160)')
-    assert '3 classes (disc, box, triangle), the data has 1 classes (other)' in refuse(
+    assert 'the classes 3 (disc, box, triangle), the data has 1 (other)' in refuse(
         'test_onnx.py', config, out, '--cfg-options',
         'test_dataloader.dataset.metainfo.classes=other,')
