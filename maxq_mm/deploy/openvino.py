@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import torch
 
 from ..utils.errors import InputError, first_line
@@ -38,10 +39,13 @@ class OpenvinoSession:
         except RuntimeError as error:
             raise InputError(f'OpenVINO cannot run the network ({first_line(error)})') from error
         self._request = self._compiled.create_infer_request()
+        self._names = [output.name for output in onnx.load_from_string(content).graph.output]
 
     def get_outputs(self) -> list[SimpleNamespace]:
         """The outputs, each with its ``name``."""
-        return [SimpleNamespace(name=output.get_any_name()) for output in self._compiled.outputs]
+        return [SimpleNamespace(name=next(name for name in self._names
+                                          if name in output.get_names()))  # it may have several
+                for output in self._compiled.outputs]
 
     def run(self, _: None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """All outputs; their memory is used again by the next run."""
