@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+LEAST = 5  # points of mAP that an axis spans, so that noise looks like noise
 
 def draw(rows: Sequence[dict], scores: Sequence[str]) -> Figure:
     """mAP against milliseconds of tools/deploy_table.py's rows: a panel a score, a line a runtime,
@@ -19,7 +20,10 @@ def draw(rows: Sequence[dict], scores: Sequence[str]) -> Figure:
             for x, y, network in points:
                 axes.annotate(network, (x, y), fontsize=7, xytext=(3, 3),
                               textcoords='offset points')
-        axes.set(xlabel='ms an image', ylabel=score.replace('_', ' ') + ', points', xlim=(0, None))
+        low, high = axes.get_ylim()
+        rest = max(0, LEAST - (high - low)) / 2
+        axes.set(xlabel='ms an image', ylabel=score.replace('_', ' ') + ', points',
+                 xlim=(0, 1.1 * axes.get_xlim()[1]), ylim=(low - rest, high + rest))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return picture
