@@ -18,7 +18,7 @@ import cv2
 import torch
 
 from maxq_mm import cli, load_accelerated
-from maxq_mm.cli.calibration import PICTURES
+from maxq_mm.cli.calibration import pictures
 from maxq_mm.cli.load_bench import Server, bench_load, make_requests, show_load
 from maxq_mm.cli.timing import machine
 
@@ -39,10 +39,8 @@ def parse_args() -> argparse.Namespace:
 
 def read_images(folder: Path, count: int) -> list:
     """The first pictures of a folder; InputError if there is none that can be read."""
-    if not folder.is_dir():
-        raise cli.InputError(f'image folder not found: {folder}')
-    paths = sorted(path for path in folder.rglob('*') if path.suffix.lower() in PICTURES)
-    images = [image for path in paths[:count] if (image := cv2.imread(str(path))) is not None]
+    images = [image for path in pictures(folder)[:count]
+              if (image := cv2.imread(str(path))) is not None]
     if not images:
         raise cli.InputError(f'no images in {folder}')
     return images

@@ -25,7 +25,7 @@ from .checkpoints import read_checkpoint
 from .data import check_data, datasets
 from .run import positive
 
-PICTURES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
+_PICTURES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 
 
 class Images(Protocol):
@@ -51,6 +51,20 @@ def calibration_set(cfg: Config) -> ConcatDataset:
     return ConcatDataset([dataset for dataset in sets if len(dataset)])
 
 
+def pictures(folder: Path) -> list[Path]:
+    """The picture files in a folder and below, by name.
+
+    Raises:
+        InputError: no folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f'image folder not found: {folder}')
+    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in _PICTURES)
+    if not found:
+        raise InputError(f'no images in {folder}')
+    return found
+
+
 class ImageFolder:
     """The pictures in a folder and below, by name, as the test pipeline prepares them.
 
@@ -59,12 +73,7 @@ class ImageFolder:
     """
 
     def __init__(self, cfg: Config, folder: Path) -> None:
-        if not folder.is_dir():
-            raise InputError(f'image folder not found: {folder}')
-        self.paths = sorted(path for path in folder.rglob('*')
-                            if path.suffix.lower() in PICTURES)
-        if not self.paths:
-            raise InputError(f'no images in {folder}')
+        self.paths = pictures(folder)
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         self.prepare = Compose([step for step in _test_pipeline(cfg)
                                 if step.get('type') != 'LoadAnnotations'])
