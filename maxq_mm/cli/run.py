@@ -7,7 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -71,6 +71,8 @@ def _message(error: InputError) -> str:
 
 
 def _fail(message: str) -> None:
+    with suppress(OSError):
+        sys.stdout.flush()  # into a file or a pipe, too, the error comes last
     print(f'error: {message}', file=sys.stderr)
     sys.exit(USAGE_ERROR)
 

@@ -9,6 +9,8 @@ import pytest
 from maxq_mm import cli
 from maxq_mm.utils.errors import InputError
 
+from ..running import run_tool
+
 
 def line(capsys, main) -> str:
     """What a tool says that refuses."""
@@ -33,6 +35,16 @@ def test_by_type(capsys):
     assert line(capsys, raising(FileNotFoundError(2, 'x', 'a.pth'))) == 'file not found: a.pth'
     assert line(capsys, raising(OSError(errno.ENOSPC, 'No space left on device', 'a'))) == (
         'cannot write a: No space left on device')
+
+
+def test_the_error_comes_last(tmp_path):
+    tool = tmp_path / 'tool.py'
+    tool.write_text('from maxq_mm import cli\n'
+                    'def main():\n'
+                    '    print("at work")\n'
+                    '    raise cli.InputError("no")\n'
+                    'cli.run(main)\n')
+    assert run_tool(tool, code=2).splitlines() == ['at work', 'error: no']
 
 
 @pytest.mark.parametrize('error', [

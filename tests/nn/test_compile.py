@@ -23,6 +23,14 @@ def small() -> nn.Module:
                          nn.Flatten(), nn.Linear(8 * 36, 8))
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _own_cache(tmp_path_factory):
+    """The compiler's own is one for all of a machine's instruction sets, forced ones, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path_factory.mktemp('inductor')))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     torch._dynamo.reset()
