@@ -171,7 +171,6 @@ def test_a_detector_and_its_file(tmp_path, image_first):
     expected.cfg, expected.dataset_meta = cfg, dict(classes=CLASSES, palette=[(1, 2, 3), (4, 5, 6)])
     model, x = copy.deepcopy(expected), torch.randn(1, 3, 64, 96)
     report = accelerate(model, x, 'int8', torch.randn(4, 3, 64, 96))
-    rows = {row.name: row for row in report.layers}
     first = next(row for row in report.layers if row.shape[1] == 3)
     assert first.precision == 'int8'
     assert "the image's bytes by channels" in str(report)
@@ -191,9 +190,3 @@ def test_a_detector_and_its_file(tmp_path, image_first):
                 assert (a - d).abs().max() < 0.1 * d.abs().max()
     weight, was = (one.state_dict()[layer.weight] for one in (loaded, expected))
     assert 0 < (weight - was).abs().max() < 0.03 * was.abs().max()
-    assert rows.keys() == {name for name, module in expected.named_modules()
-                           if isinstance(module, nn.Conv2d | nn.Linear)}
-    save_accelerated(loaded, tmp_path / 'b.pth')
-    with torch.no_grad():
-        for a, b in zip(load_accelerated(tmp_path / 'b.pth')(x), model(x), strict=True):
-            assert torch.equal(a, b)
