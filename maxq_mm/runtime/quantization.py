@@ -79,6 +79,7 @@ class ChannelQuantization:
             Quantization(scale, 0)  # says what it must be
             if not 0 <= zero_point <= 255:
                 raise InputError(f'zero_points must be 0 to 255, got {zero_point!r}')
+        _ = self.factors, self.offsets  # now: plans of several threads point at them
 
     @classmethod
     def of_ranges(cls, ranges: Iterable[tuple[float, float]]) -> 'ChannelQuantization':
