@@ -187,16 +187,12 @@ class Deployment:
         return self.args.work_dir / f'{file_name(network)}{end}'
 
     def _accelerate(self, model: nn.Module, is_int8: bool) -> None:
-        images = self._prepared(model, self.loader.dataset, 1)[0]
-        if is_int8:
-            accelerate(model, images, precision='int8', calibration=self._prepared(
-                model, self.calibration, self.args.calib_images))
-        else:
-            accelerate(model, images)
+        image, = evenly_spread(self.loader.dataset, 1)
+        options = dict(precision='int8', calibration=evenly_spread(
+            self.calibration, self.args.calib_images)) if is_int8 else {}
+        accelerate(model, model.data_preprocessor(pseudo_collate([image]), False)['inputs'],
+                   **options)
 
-    def _prepared(self, model: nn.Module, images, count: int) -> list[torch.Tensor]:
-        return [model.data_preprocessor(pseudo_collate([image]), False)['inputs']
-                for image in evenly_spread(images, count)]
 
 @torch.no_grad()
 def compare(args: argparse.Namespace) -> list[dict]:

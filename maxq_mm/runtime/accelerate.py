@@ -19,11 +19,10 @@ from .choose import Choice, choose
 from .compiled import Compiled
 from .decisions import Decisions, LayerDecision
 from .fuse import Layer, layers_of
-from .partition import INT8_WAYS, SPARSE_WAYS
+from .partition import INT8_WAYS
 from .parts import Part, Search
 from .patterns import any_pattern, sparsest
 from .place import install
-from .quantization import quantize_weight
 from .report import AccelerationReport, Rounding
 from .rows import row
 from .semi_structured import accelerate_on_gpu
@@ -54,7 +53,8 @@ def accelerate(model: nn.Module, inputs: tuple | Tensor, precision: str = 'float
     included, on CPUs: weights with a scale for each output channel, activations as bytes in ranges
     that ``calibration`` shows. These are some images that the model may meet, no annotations: an
     iterable of what ``inputs`` may be, or of what data sets and data loaders of mmdet give. The
-    layer that takes the image and those that predict stay float32, as in
+    latter also say what a pixel can be, so that a layer that takes the image finds the very bytes
+    it was made of; else the images' extremes do. The layers that predict stay float32, as in
     :mod:`maxq_mm.deploy.int8`. Results are not those of float32, but near; the report says how far.
 
     The model keeps its methods and its state dict, works after ``copy.deepcopy`` and from several
@@ -187,12 +187,11 @@ def _decision(layer: Layer, choice: Choice, weight: str) -> LayerDecision:
     pattern = choice.pattern and str(choice.pattern)
     if choice.way not in INT8_WAYS:
         return LayerDecision(weight, choice.way, pattern)
-    _, scales = quantize_weight(layer.weight, pattern if choice.way in SPARSE_WAYS else None)
     source, scaled = (x.detach().double().flatten(1) for x in (layer.source, layer.weight))
     norm = (source * scaled).sum(1) / source.square().sum(1)
-    factors = torch.where(norm.isfinite() & (norm != 0), scales / norm, scales)
-    return LayerDecision(weight, choice.way, pattern, tuple(scales.tolist()),
-                         tuple(factors.tolist()))
+    factors = torch.where(norm.isfinite() & (norm != 0), choice.scales / norm, choice.scales)
+    return LayerDecision(weight, choice.way, pattern, tuple(choice.scales.tolist()),
+                         tuple(factors.tolist()), choice.channels)
 
 
 def _rounding(part: Part, compiled: Compiled) -> Rounding:

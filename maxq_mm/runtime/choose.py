@@ -12,9 +12,13 @@ from ..functional.pattern import Pattern
 from . import kernels
 from .compiled import Compiled
 from .fuse import Layer, layers_of
-from .lower import Packed
 from .partition import DENSE, DENSE_INT8, INT8, INT8_WAYS, SPARSE, SPARSE_WAYS, TORCH
-from .quantization import Quantization
+from .quantization import (
+    ChannelQuantization,
+    Quantization,
+    QuantizedWeight,
+    quantize_weight,
+)
 from .trace import Trace
 
 # How often everything is measured, by turns; of the rounds the fastest counts, since what else
@@ -26,36 +30,65 @@ REPEATS, LONG = 3, 0.1
 
 @dataclass(frozen=True)
 class Choice:
-    """How a layer is computed, and ms of all its calls by each way that was measured."""
+    """How a layer is computed, and ms of all its calls by each way that was measured.
+
+    Of an int8 layer, ``scales`` ``(O,)`` are those of its integers, and ``channels`` those of an
+    image that it takes.
+    """
 
     way: str
     pattern: Pattern | None
     refusal: str | None
     times: Mapping[str, float]
+    scales: Tensor | None = None
+    channels: tuple[float, ...] = ()
 
     def ms(self, *ways: str) -> float | None:
         """The least of ``ways``; None if none of them was measured."""
         return min((self.times[way] for way in ways if way in self.times), default=None)
 
 
-def packer(patterns: Mapping[Layer, Pattern]) -> Packed:
+class Packer:
     """Gives layers as the kernels read them, each packed once; N:M ones have ``patterns``."""
-    first: dict[tuple, kernels.PackedLayer] = {}
 
-    @cache
-    def packed(layer: Layer, way: str, takes: Quantization | None = None,
-               gives: Quantization | None = None, beside_int8: bool = False
-               ) -> kernels.PackedLayer:
-        pattern = str(patterns[layer]) if way in SPARSE_WAYS else None
-        settings = (layer.weight, pattern, layer.bias, layer.stride, layer.padding, layer.dilation)
+    def __init__(self, patterns: Mapping[Layer, Pattern]) -> None:
+        self._patterns = patterns
+        self._first: dict[tuple, kernels.PackedLayer] = {}
+        self._packed = cache(self._pack)
+        self._quantized = cache(self._quantize)
+
+    def __call__(self, layer: Layer, way: str, takes: Quantization | ChannelQuantization | None
+                 = None, gives: Quantization | None = None, beside_int8: bool = False
+                 ) -> kernels.PackedLayer:
+        return self._packed(layer, way, takes, gives, beside_int8)
+
+    def quantized(self, layer: Layer, way: str, takes: Quantization | ChannelQuantization
+                  ) -> QuantizedWeight:
+        """The weight of an int8 layer in integers."""
+        return self._quantized(layer, way, _image(takes))
+
+    def _quantize(self, layer: Layer, way: str, image: ChannelQuantization | None
+                  ) -> QuantizedWeight:
+        return quantize_weight(layer.weight, self._pattern(layer, way), layer.scales, image)
+
+    def _pattern(self, layer: Layer, way: str) -> str | None:
+        return str(self._patterns[layer]) if way in SPARSE_WAYS else None
+
+    def _pack(self, layer: Layer, way: str, takes: Quantization | ChannelQuantization | None,
+              gives: Quantization | None, beside_int8: bool) -> kernels.PackedLayer:
+        settings = (layer.weight, self._pattern(layer, way), layer.bias, layer.stride,
+                    layer.padding, layer.dilation)
         if way not in INT8_WAYS:
             return kernels.pack(*settings, beside_int8=beside_int8)
-        found = kernels.pack_int8(*settings, input=takes, output=gives, scales=layer.scales)
+        found = kernels.pack_int8(*settings, input=takes, output=gives,
+                                  quantized=self.quantized(layer, way, takes))
         # The calls of a layer have quantizations of their own, but its weights in common.
-        one = first.setdefault((layer, way), found)
+        one = self._first.setdefault((layer, way, _image(takes)), found)
         return replace(found, values=one.values, rows=one.rows)
 
-    return packed
+
+def _image(takes: Quantization | ChannelQuantization | None) -> ChannelQuantization | None:
+    return takes if isinstance(takes, ChannelQuantization) else None
 
 
 def possible_ways(layer: Layer, pattern: Pattern | None, int8: bool
@@ -85,7 +118,7 @@ def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[La
     ``patterns`` has the layers that are N:M, ``int8`` those that may be int8.
     """
     layers = layers_of(trace)
-    packed = packer(patterns)
+    packed = Packer(patterns)
     ways, refusals = {}, {}
     for layer in layers:
         ways[layer], refusals[layer] = possible_ways(layer, patterns.get(layer), layer in int8)
@@ -112,8 +145,18 @@ def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[La
     plans = [fastest(), fastest((TORCH, )), fastest(INT8_WAYS), fastest((TORCH, *INT8_WAYS)),
              fastest((TORCH, ), INT8_WAYS), dict.fromkeys(layers, TORCH)]
     best, plan = _fastest([(Compiled(trace, plan, packed), plan) for plan in plans], calls)
-    return best, {layer: Choice(plan[layer], patterns.get(layer), refusals[layer],
-                                times[layer]) for layer in layers}
+    takes = {node.target: trace.quantizations.get(node.args[0].name) for node in trace.graph.nodes
+             if isinstance(node.target, Layer)}
+
+    def choice(layer: Layer, way: str) -> Choice:
+        found = Choice(way, patterns.get(layer), refusals[layer], times[layer])
+        if way not in INT8_WAYS:
+            return found
+        image = _image(takes[layer])
+        return replace(found, scales=packed.quantized(layer, way, takes[layer]).scales,
+                       channels=image.scales if image else ())
+
+    return best, {layer: choice(layer, way) for layer, way in plan.items()}
 
 
 def _measure(trials: Mapping[str, Compiled], calls: Sequence, ways: Mapping

@@ -30,7 +30,8 @@ class LayerDecision:
     """How a layer is computed, by its weight's name; '': it is no parameter of the model.
 
     Of an int8 layer, by output channels, ``scales`` are those of its integers, and the model's
-    weight is the same integers times ``factors``: a batch norm stands between them.
+    weight is the same integers times ``factors``: a batch norm stands between them. One that takes
+    an image has the scales of its ``channels`` in its integers, too.
     """
 
     weight: str
@@ -38,6 +39,7 @@ class LayerDecision:
     pattern: str | None
     scales: tuple[float, ...] = ()
     factors: tuple[float, ...] = ()
+    channels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.way not in WAYS:
@@ -52,7 +54,8 @@ class PartDecision:
 
     ``structure`` is how the arguments are put together of tensors of ``shapes``, as torch's pytree
     writes it; ``layers`` are in the order of the graph. ``quantizations`` are scale and zero point
-    of values that may be bytes, by names of nodes of the graph with this ``fingerprint``.
+    of values that may be bytes, by names of nodes of the graph with this ``fingerprint``; of an
+    image's channels, both are tuples.
     """
 
     place: Place
@@ -60,7 +63,7 @@ class PartDecision:
     shapes: tuple[tuple[int, ...], ...]
     layers: tuple[LayerDecision, ...]
     fingerprint: str = ''
-    quantizations: tuple[tuple[str, float, int], ...] = ()
+    quantizations: tuple[tuple[str, float | tuple[float, ...], int | tuple[float, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,18 @@ class Decisions:
         parts = tuple(
             PartDecision(Place(**part['place']), part['structure'],
                          tuple(tuple(shape) for shape in part['shapes']),
-                         tuple(LayerDecision(**{**layer, 'scales': tuple(layer['scales']),
-                                                'factors': tuple(layer['factors'])})
+                         tuple(LayerDecision(**{name: _tuples(value)
+                                                for name, value in layer.items()})
                                for layer in part['layers']),
                          part['fingerprint'],
-                         tuple(tuple(value) for value in part['quantizations']))
+                         tuple(_tuples(value) for value in part['quantizations']))
             for part in plain['parts'])
         return cls(**{**plain, 'parts': parts})
+
+
+def _tuples(value):
+    """With tuples in place of lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def structure_of(arguments: pytree.TreeSpec) -> str:

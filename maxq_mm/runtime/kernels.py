@@ -16,7 +16,7 @@ from ..utils.errors import InputError
 from .arrange import arranged
 from .arrange_int8 import arranged_int8
 from .library import library
-from .quantization import Quantization, quantize_weight
+from .quantization import ChannelQuantization, Quantization, QuantizedWeight, quantize_weight
 
 # Of int8 layers: a block of rows has 16-bit offsets, and 255 * 127 * inputs must fit into an int32.
 _MOST_M, _MOST_INPUTS = 1024, 65536
@@ -73,7 +73,7 @@ class PackedLayer:
     bias: Tensor = field(repr=False)
     # Of an int8 layer: what it takes, what it gives (None: float32), and (O,) the factors from its
     # sums to its result; a float32 layer has none.
-    input: Quantization | None = None
+    input: Quantization | ChannelQuantization | None = None
     output: Quantization | None = None
     scales: Tensor | None = field(default=None, repr=False)
 
@@ -161,19 +161,20 @@ def refusal_int8(weight: Tensor, pattern: 'str | Pattern | None', groups: int = 
 
 def pack_int8(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | None = None,
               stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
-              dilation: int | tuple[int, int] = 1, *, input: Quantization,
-              output: Quantization | None, scales: Tensor | None = None) -> PackedLayer:
+              dilation: int | tuple[int, int] = 1, *,
+              input: Quantization | ChannelQuantization, output: Quantization | None,
+              quantized: QuantizedWeight | None = None) -> PackedLayer:
     """The same for an int8 layer; weights become what ``quantize_weight`` makes of them.
 
     The result, of int32 sums over ``x`` less its zero point, is
     ``round(sum * scales + bias / output.scale + output.zero_point)``, clamped to a byte, or
-    ``sum * scales + bias``.
+    ``sum * scales + bias``. Padding of an image is its zero points' nearest bytes.
 
     Args:
         weight, pattern, bias, stride, padding, dilation: see :func:`pack`.
         input: of what it takes.
         output: of what it gives; None: float32.
-        scales: of the weights' integers, if they were chosen already.
+        quantized: the weight, if that was done already.
 
     Raises:
         InputError: no kernel takes it (see :func:`refusal_int8`), or padding and the like are
@@ -183,10 +184,15 @@ def pack_int8(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | No
     if reason is not None:
         raise InputError(f'no kernel takes this layer: {reason}')
     found = library(int8=True)
-    integers, scales = quantize_weight(weight, pattern, scales)
-    scales = input.scale * scales / (output.scale if output else 1)
-    # What the kernel sums has the input's zero point in it.
-    extra = input.zero_point * integers.flatten(1).sum(1, dtype=torch.int64)
+    integers, scales = quantized or quantize_weight(weight, pattern, input=input)
+    # What the kernel sums has the input's zero points in it.
+    if isinstance(input, ChannelQuantization):
+        channels = integers.reshape(*integers.shape[:2], -1).sum(2, dtype=torch.float64)
+        extra = channels @ torch.tensor(input.zero_points, dtype=torch.float64)
+    else:
+        scales = input.scale * scales
+        extra = input.zero_point * integers.flatten(1).sum(1, dtype=torch.int64)
+    scales = scales / (output.scale if output else 1)
     bias = _bias(weight, bias).double() / (output.scale if output else 1) - scales * extra
     pattern = None if pattern is None else Pattern.parse(pattern)
     return PackedLayer(

@@ -14,12 +14,12 @@ from . import kernels
 from .fuse import Layer
 from .partition import INT8_WAYS, Choices, aten, ndim, tensors, upsamples
 from .program import Program
-from .quantization import Quantization
+from .quantization import ChannelQuantization, Quantization
 
 # Of a layer and its way; for INT8_WAYS also what its input and its output are, None: float32, for
 # others whether int8 layers are in its program.
 Packed = Callable[..., kernels.PackedLayer]
-Quantizations = Mapping[str, Quantization]  # by names of nodes
+Quantizations = Mapping[str, Quantization | ChannelQuantization]  # by names of nodes
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class _Values:
                            else self.program.dequantize(other[node]))
         return there[node]
 
-    def quantization(self, node: fx.Node) -> Quantization:
+    def quantization(self, node: fx.Node) -> Quantization | ChannelQuantization:
         """Of the value as bytes."""
         return self._kept.get(node) or self._measured[node.name]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class Part:
         return PartDecision(self.place, structure_of(arguments),
                             tuple(tuple(leaf.shape) for leaf in leaves), layers,
                             self.trace.fingerprint, tuple(
-                                (name, found.scale, found.zero_point)
+                                (name, *astuple(found))
                                 for name, found in self.trace.quantizations.items()
                                 if any(layer.way in INT8_WAYS for layer in layers)))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..utils.errors import InputError
 from .kernels import PackedLayer
 from .library import KINDS, Library, Op, View, library
-from .quantization import Quantization
+from .quantization import ChannelQuantization, Quantization
 
 _Shape = tuple[int, int, int, int]
 _LINE = 64  # bytes that values are aligned to
@@ -40,7 +40,8 @@ class Node:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
-    quantization: Quantization | None = None  # of a value in uint8; None: float32
+    # Of a value in uint8; None: float32.
+    quantization: Quantization | ChannelQuantization | None = None
 
 
 class Plan(NamedTuple):
@@ -196,8 +197,8 @@ def _views(nodes: list[Node], shapes: list[_Shape], found: Library) -> list[View
         size = _padded(c * element, found.unit) * width  # bytes of a tile
         views.append(View(n=n, c=c, h=h, w=w, pitch=pitch, tiles=tiles, margin=margin,
                           image=(tiles + margin) * size, front=-(-reach // width) * size,
-                          element=element, zero=0 if quantization is None
-                          else quantization.zero_point))
+                          element=element, zero=quantization.zero_point
+                          if isinstance(quantization, Quantization) else 0))
     return views
 
 
@@ -238,10 +239,16 @@ def _fill(op: Op, layer: PackedLayer) -> None:
 
 def _scale(op: Op, node: Node, nodes: list[Node]) -> None:
     """Factors between quantized values, or between them and floats; see runtime.h."""
+    if isinstance(node.quantization, ChannelQuantization):
+        op.scales, op.bias = (values.data_ptr() for values in (node.quantization.factors,
+                                                               node.quantization.offsets))
+        return
     sources = [nodes[value].quantization for value in node.values]
     scale = node.quantization.scale if node.quantization else 1
     zero_point = node.quantization.zero_point if node.quantization else 0
-    factors = [(source.scale if source else 1) / scale for source in sources] or [1 / scale]
+    # The scales of an image's channels are in the weights.
+    factors = [(source.scale if isinstance(source, Quantization) else 1) / scale
+               for source in sources] or [1 / scale]
     op.factor = factors[0]
     op.offset = zero_point
     if len(sources) == 2:

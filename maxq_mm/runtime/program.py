@@ -21,7 +21,7 @@ from ..utils.errors import InputError
 from .kernels import PackedLayer, _pair
 from .memory import empty
 from .plan import Node, Plan, make_plan
-from .quantization import Quantization
+from .quantization import ChannelQuantization, Quantization
 
 # So many sizes of input are remembered.
 _PLANS = 32
@@ -47,14 +47,15 @@ class Program:
         self._forget()
 
     def input(self, channels: int, rows: bool = False,
-              quantization: Quantization | None = None) -> int:
+              quantization: Quantization | ChannelQuantization | None = None) -> int:
         """An input ``(N, channels, H, W)``, or ``(B, channels)`` if it is ``rows``.
 
-        It is float32; with a ``quantization`` the value is made uint8 on its way in.
+        It is float32; with a ``quantization`` the value is made uint8 on its way in. With one for
+        each channel only layers take it.
         """
         return self._add(Node('import', (), channels, rows=rows, quantization=quantization))
 
-    def quantize(self, x: int, quantization: Quantization) -> int:
+    def quantize(self, x: int, quantization: Quantization | ChannelQuantization) -> int:
         """A float32 value in uint8."""
         self._check(x, quantized=False)
         return self._add(Node('convert', (x, ), self._node(x).channels, quantization=quantization))
@@ -123,7 +124,7 @@ class Program:
 
     def output(self, x: int) -> None:
         """Make a value one of the results, after those that are."""
-        self._node(x)
+        self._check_whole(x)
         self.outputs.append(x)
         self._forget()
 
@@ -137,10 +138,18 @@ class Program:
             raise InputError(f'value {value} is {"float32" if quantized else "uint8"}, expected '
                              f'{"uint8" if quantized else "float32"}')
 
+    def _check_whole(self, value: int) -> None:
+        if isinstance(self._node(value).quantization, ChannelQuantization):
+            raise InputError(f'value {value} has a scale for each channel: only layers take it')
+
     def _add(self, node: Node) -> int:
-        others = (*node.values, *(() if node.like is None else (node.like, )))
-        for value in others:
-            self._node(value)
+        for value in node.values if node.layer is None else node.values[1:]:
+            self._check_whole(value)
+        if node.like is not None:
+            self._node(node.like)
+        if isinstance(node.quantization, ChannelQuantization) and (
+                len(node.quantization.scales) != node.channels):
+            raise InputError(f'{len(node.quantization.scales)} scales for {node.channels} channels')
         if len(node.values) == 2 and self.nodes[node.values[1]].channels != node.channels:
             raise InputError(f'{node.channels} channels and '
                              f'{self.nodes[node.values[1]].channels} cannot be added')

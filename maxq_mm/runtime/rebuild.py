@@ -10,13 +10,13 @@ from torch import nn
 from ..functional.pattern import Pattern
 from ..utils.errors import InputError
 from . import kernels
-from .choose import packer, possible_ways
+from .choose import Packer, possible_ways
 from .compiled import Compiled
 from .decisions import Decisions, LayerDecision, PartDecision, arguments_of
 from .fuse import Layer, layers_of
 from .partition import DENSE, DENSE_INT8, INT8, INT8_WAYS, SPARSE, TORCH
 from .place import install, name_of, trace_at
-from .quantization import Quantization
+from .quantization import ChannelQuantization, Quantization
 from .trace import Untraceable
 
 # Where bytes cannot be computed with.
@@ -66,8 +66,9 @@ def _compiled(model: nn.Module, part: PartDecision) -> tuple[Compiled, int]:
     patterns = {layer: Pattern.parse(found.pattern) for layer, found in decided.items()
                 if found.pattern is not None}
     if part.fingerprint == trace.fingerprint:
-        trace.quantizations = {name: Quantization(scale, zero_point)
-                               for name, scale, zero_point in part.quantizations}
+        trace.quantizations = {
+            name: (ChannelQuantization if isinstance(scale, tuple) else Quantization)(
+                scale, zero_point) for name, scale, zero_point in part.quantizations}
     ways = {}
     for layer, found in decided.items():
         possible, _ = possible_ways(layer, patterns.get(layer), bool(trace.quantizations))
@@ -77,7 +78,7 @@ def _compiled(model: nn.Module, part: PartDecision) -> tuple[Compiled, int]:
             layer.scales = torch.tensor(found.scales, dtype=torch.float64)
     floats = sum(found.way in INT8_WAYS and ways[layer] not in INT8_WAYS
                  for layer, found in decided.items())
-    return Compiled(trace, ways, packer(patterns)), floats
+    return Compiled(trace, ways, Packer(patterns)), floats
 
 
 def _decided(layers: list[Layer], part: PartDecision, model: nn.Module

@@ -34,6 +34,8 @@ def row(name: str, module: nn.Module, choices: list[Choice] | None, pattern: Pat
         floats = min(ms for ms in (dense, sparse) if ms is not None)
         which = 'dense int8 ' if is_int8 and not used and pattern is not None else 'int8 '
         reasons.append(_against(which, int8, floats, is_int8))
+    if is_int8 and any(choice.channels for choice in choices):
+        reasons.append("the image's bytes by channels")
     if kept is not None:
         reasons.append(f'float32: {kept}')
     return LayerChoice(name, shape, text, used, ', '.join(reasons), dense, sparse, int8,

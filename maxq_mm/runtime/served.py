@@ -38,7 +38,7 @@ from .patterns import sparsest
 from .rebuild import rebuild
 from .served_config import check_types, for_inference
 
-FORMAT = Format('maxq_accelerated', 1, 'an accelerated file',
+FORMAT = Format('maxq_accelerated', 2, 'an accelerated file',
                 'load it with maxq_mm.load_accelerated, or test it with tools/test.py')
 _PACKAGES = ('maxq_mm', 'torch', 'mmengine', 'mmcv', 'mmdet')
 _HOW = 'tools/accelerate.py CONFIG CHECKPOINT OUT makes one of a folded checkpoint'
@@ -117,7 +117,12 @@ def _from_integers(state: dict[str, Tensor], decisions: Decisions) -> None:
 
 
 def _factors(layer: LayerDecision, weight: Tensor) -> Tensor:
-    return torch.tensor(layer.factors, dtype=torch.float64).view(-1, *[1] * (weight.ndim - 1))
+    """From integers to the weight; like it but for the kernel's positions."""
+    factors = torch.tensor(layer.factors, dtype=torch.float64).view(-1, *[1] * (weight.ndim - 1))
+    if not layer.channels:
+        return factors
+    channels = torch.tensor(layer.channels, dtype=torch.float64)
+    return factors / channels.view(-1, *[1] * (weight.ndim - 2))
 
 
 def _plain_meta(meta: Mapping) -> dict:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..utils.errors import first_line
-from .quantization import Quantization
+from .quantization import ChannelQuantization, Quantization
 
 # Axes whose size may differ from call to call, by the number of axes; a batch and positions.
 _DYNAMIC = {1: (), 2: (0, ), 3: (0, 1), 4: (0, 2, 3)}
@@ -33,7 +33,7 @@ class Trace:
     tensors: dict[str, Tensor]
     guards: Callable
     results: pytree.TreeSpec
-    quantizations: dict[str, Quantization] = field(default_factory=dict)
+    quantizations: dict[str, Quantization | ChannelQuantization] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:

@@ -10,22 +10,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maxq_mm.runtime.quantization import Quantization, quantize_weight
+from maxq_mm.runtime.quantization import ChannelQuantization, Quantization, quantize_weight
 
 
 class Value(NamedTuple):
     """``quantization`` None: float32."""
 
     data: Tensor
-    quantization: Quantization | None = None
+    quantization: Quantization | ChannelQuantization | None = None
 
     @property
     def real(self) -> Tensor:
+        """Of an image without its scales, which weights have."""
         q = self.quantization
+        if isinstance(q, ChannelQuantization):
+            return self.data - torch.tensor(q.zero_points).double()[:, None, None]
         return self.data if q is None else (self.data - q.zero_point) * q.scale
 
 
-def quantized(real: Tensor, q: Quantization) -> Value:
+def quantized(real: Tensor, q: Quantization | ChannelQuantization) -> Value:
+    if isinstance(q, ChannelQuantization):
+        scales, zeros = (torch.tensor(x).double()[:, None, None] for x in (q.scales, q.zero_points))
+        return Value((real / scales + zeros).round().clamp(0, 255), q)
     return Value((real / q.scale).round().add(q.zero_point).clamp(0, 255), q)
 
 
@@ -47,13 +53,24 @@ class SimulatedLayer(NamedTuple):
         assert x.quantization == self.input
         weight = self.weight.double() * self.scales.double().view(-1, *[1] * (self.weight.ndim - 1))
         bias = None if self.bias is None else self.bias.double()
-        result = (F.linear(x.real, weight, bias) if weight.ndim == 2 else
-                  F.conv2d(x.real, weight, bias, *self.settings))
+        if isinstance(self.input, ChannelQuantization):
+            result = self._of_image(x, weight, bias)
+        else:
+            result = (F.linear(x.real, weight, bias) if weight.ndim == 2 else
+                      F.conv2d(x.real, weight, bias, *self.settings))
         if residual is not None:
             assert (residual.quantization is None) == (self.input is None)
             result = result + residual.real
         result = result.relu() if relu else result
         return Value(result) if self.output is None else quantized(result, self.output)
+
+    def _of_image(self, x: Value, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Its padding is the bytes next to 0."""
+        stride, (high, wide), dilation = self.settings
+        near = self.input.offsets.round().double()[:, None, None]
+        zeros = torch.tensor(self.input.zero_points).double()[:, None, None]
+        padded = F.pad(x.data - near, (wide, wide, high, high)) + (near - zeros)
+        return F.conv2d(padded, weight, bias, stride, 0, dilation)
 
 
 class _Operator(NamedTuple):
@@ -145,5 +162,5 @@ def simulated_pack(weight, pattern, bias=None, stride=1, padding=0, dilation=1) 
 
 def simulated_pack_int8(weight, pattern, bias=None, stride=1, padding=0, dilation=1, *, input,
                         output) -> SimulatedLayer:
-    integers, scales = quantize_weight(weight, pattern)
+    integers, scales = quantize_weight(weight, pattern, input=input)
     return SimulatedLayer(integers, scales, bias, (stride, padding, dilation), input, output)

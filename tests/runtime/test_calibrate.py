@@ -12,7 +12,7 @@ from torch import nn
 from maxq_mm.runtime.calibrate import calibrate, images
 from maxq_mm.runtime.fuse import Layer
 from maxq_mm.runtime.parts import Search
-from maxq_mm.runtime.quantization import Quantization
+from maxq_mm.runtime.quantization import ChannelQuantization, Quantization
 from maxq_mm.utils.errors import InputError
 
 from .test_accelerate import refused
@@ -46,13 +46,17 @@ def test_ranges(net, search):
     with torch.no_grad():
         values = [[x, net[:2](x), net[:3](x), net[:4](x), net(x)] for x in pictures]
     expected = []
+    pixels = torch.cat(pictures).transpose(0, 1).flatten(1)
+    image = ChannelQuantization.of_ranges(zip(pixels.amin(1).tolist(), pixels.amax(1).tolist(),
+                                              strict=True))
+    assert found(net, search, iter(pictures))[0] == image  # of all pictures, by channels
     for number, each in enumerate(zip(*values, strict=True)):
         lows, highs = ([float(getattr(x, kind)()) for x in each] for kind in ('min', 'max'))
         few = each[0].numel() < 1000
         assert few == (number in (0, 2, 3, 4))
         expected.append(Quantization.of_range(
             *(min(lows), max(highs)) if few else (np.mean(lows), np.mean(highs))))
-    for one, wanted in zip(found(net, search, iter(pictures)), expected, strict=True):
+    for one, wanted in list(zip(found(net, search, iter(pictures)), expected, strict=True))[1:]:
         assert one.scale == pytest.approx(wanted.scale, rel=1e-4)
         assert abs(one.zero_point - wanted.zero_point) <= 1
     assert found(net, search, pictures)[1].zero_point == 0  # behind a ReLU

@@ -18,7 +18,7 @@ from maxq_mm.runtime.program import Program
 from maxq_mm.utils.errors import InputError
 
 from ..conftest import ROOT
-from . import int8_cases
+from . import image_cases, int8_cases
 from .kernel_cases import check, check_network, close, residual_network, sparse
 
 needs_kernels = pytest.mark.skipif(kernels.instruction_set() is None,
@@ -53,15 +53,15 @@ def test_other_kernels(name):
     """What AVX-512 runs, in plain C++; and AVX2 where there is more."""
     if name == 'avx2' and kernels.instruction_set() in (None, 'avx2'):
         pytest.skip('tested in this process, or not here')
-    found = run('from tests.runtime import int8_cases, region_cases\n'
+    found = run('from tests.runtime import image_cases, int8_cases, region_cases\n'
                 'from tests.runtime.kernel_cases import check, check_network\n'
                 'from maxq_mm.runtime import kernels\n'
                 f'assert kernels.instruction_set() == {name!r}\n'
                 'check(7, 40, 10); check_network(2); region_cases.check(7, 8)\n'
                 'int8_cases.check(7, 40, 10); int8_cases.check_moves(7)\n'
-                'print(int8_cases.check_network(2))', MAXQ_ISA=name)
+                'print(int8_cases.check_network(2), image_cases.check(7, 40))', MAXQ_ISA=name)
     if kernels.instruction_set() is not None:  # int8 has the same bits everywhere
-        assert found.split()[-1] == int8_cases.check_network(1)
+        assert found.split()[-2:] == [int8_cases.check_network(1), image_cases.check(7, 40)]
 
 
 def test_no_kernels():
@@ -114,7 +114,8 @@ def test_under_the_address_sanitizer(tmp_path):
         'library.FLAGS += ("-fsanitize=address", "-g1")\n'
         'from tests.runtime import region_cases\n'
         'from tests.runtime.kernel_cases import check, check_network\n'
-        'from tests.runtime import int8_cases\n'
+        'from tests.runtime import image_cases, int8_cases\n'
+        'image_cases.check(3, 30)\n'
         'check(3, 20, 5); check_network(2); region_cases.check(3, 10)\n'
         'int8_cases.check(3, 20, 5); int8_cases.check_moves(3); int8_cases.check_network(2)',
         LD_PRELOAD=' '.join(str(Path(name).resolve()) for name in found),

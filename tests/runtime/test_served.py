@@ -246,8 +246,8 @@ def test_other_kinds_of_files(folded, path, tmp_path):
     onnx = tmp_path / 'model.onnx'
     onnx.write_bytes(b'\x08\x08')
     refused(onnx, 'is an ONNX file')
-    save_file({**load_file(path), 'maxq_accelerated': 2}, path)
-    refused(path, 'an accelerated file of another version than 1: 2')
+    save_file({**load_file(path), 'maxq_accelerated': 3}, path)
+    refused(path, 'an accelerated file of another version than 2: 3')
 
 
 def test_it_is_no_checkpoint_for_others(written):

@@ -40,6 +40,24 @@ void clear_front(const View& view, const Run& run) {
   clear(view, run.arena + view.offset - view.front, view.front);
 }
 
+// What stands around channel c: of an image, its own byte.
+View own_view(const Op& op, int64_t c) {
+  View view = op.out;
+  if (op.scales) view.zero = ChannelScales(op)[c].out_zero;
+  return view;
+}
+
+// The same where each channel of the bytes may have a zero of its own.
+template <typename T>
+void clear_own_front(const Op& op, const Run& run) {
+  const View& view = op.out;
+  if (!op.scales) return clear_front(view, run);
+  const int64_t tiles = view.front / (view.c * kWidth * static_cast<int64_t>(sizeof(T)));
+  for (int64_t tile = -tiles; tile < 0; ++tile)
+    for (int64_t c = 0; c < view.c; ++c)
+      clear(own_view(op, c), tile_of<T>(view, run, 0, tile, c), kWidth * sizeof(T));
+}
+
 // Calls use(part of the row, its place in the row, its length) for the tiles that a row lies in.
 template <typename T, typename Use>
 void for_parts(const View& view, const Run& run, int64_t image, int64_t channel, int64_t y,
@@ -101,11 +119,11 @@ void exchange(const Op& op, const Run& run, const Item& item, int64_t y, T* line
   const View& view = kIsImport ? op.out : op.in;
   const int64_t s[4] = {op.strides[0], op.strides[1], op.strides[2], op.strides[3]};
   const int64_t size = view.pitch, width = view.w, count = item.end - item.begin;
-  const Scales scales(op);
+  const ChannelScales scales(op);
   float* outside = run.externals[op.external] + item.image * s[0] + item.begin * s[1] + y * s[2];
   const auto row = [&](int64_t c, T* line) {
     if (kIsImport)
-      write_row(view, run, item.image, item.begin + c, y, line);
+      write_row(own_view(op, item.begin + c), run, item.image, item.begin + c, y, line);
     else
       read_row(view, run, item.image, item.begin + c, y, line);
   };
@@ -117,19 +135,21 @@ void exchange(const Op& op, const Run& run, const Item& item, int64_t y, T* line
   }
   if (!kIsImport)
     for (int64_t c = 0; c < count; ++c) row(c, lines + c * size);
-  const auto across = [&](T& inner, float& outer) {
+  const auto across = [](const Scales& own, T& inner, float& outer) {
     if constexpr (kIsImport)
-      convert(scales, outer, inner);
+      convert(own, outer, inner);
     else
-      convert(scales, inner, outer);
+      convert(own, inner, outer);
   };
   if (s[3] == 1) {
-    for (int64_t c = 0; c < count; ++c)
-      for (int64_t x = 0; x < width; ++x) across(lines[c * size + x], outside[c * s[1] + x]);
+    for (int64_t c = 0; c < count; ++c) {
+      const Scales own = scales[item.begin + c];
+      for (int64_t x = 0; x < width; ++x) across(own, lines[c * size + x], outside[c * s[1] + x]);
+    }
   } else {
     for (int64_t x = 0; x < width; ++x)
       for (int64_t c = 0; c < count; ++c)
-        across(lines[c * size + x], outside[c * s[1] + x * s[3]]);
+        across(scales[item.begin + c], lines[c * size + x], outside[c * s[1] + x * s[3]]);
   }
   if (kIsImport)
     for (int64_t c = 0; c < count; ++c) row(c, lines + c * size);
@@ -143,15 +163,24 @@ void pool_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y,
   const int64_t left = op.padding[1], wide = line_size(op), width = in.w, kernel = op.kernel[1];
   const int64_t stride = op.stride[1], count = out.w, used = (count - 1) * stride + 1;
   T *line = scratch, *most = scratch + wide, *row = scratch + 2 * wide;
-  for (int64_t x = 0; x < wide; ++x) line[x] = Element<T>::kLowest;
-  const int64_t top = y * op.stride[0] - op.padding[0];
+  for (int64_t x = 0; x < left; ++x) line[x] = Element<T>::kLowest;
+  for (int64_t x = left + width; x < wide; ++x) line[x] = Element<T>::kLowest;
+  const int64_t top = y * op.stride[0] - op.padding[0], first = top < 0 ? 0 : top;
   const int64_t end = top + op.kernel[0] < in.h ? top + op.kernel[0] : in.h;
-  for (int64_t i = top < 0 ? 0 : top; i < end; ++i) {
-    read_row(in, run, image, c, i, row);
-    for (int64_t x = 0; x < width; ++x) line[left + x] = larger(row[x], line[left + x]);
-  }
-  for (int64_t x = 0; x < used; ++x) most[x] = line[x];
-  for (int64_t k = 1; k < kernel; ++k)
+  for (int64_t i = first; i < end; ++i)
+    for_parts<T>(in, run, image, c, i, width, [&](const T* part, int64_t x, int64_t length) {
+      T* to = line + left + x;
+      if (i == first) return copy(part, to, length);
+      if (length == kWidth)  // without a test whether it ends
+        for (int64_t j = 0; j < kWidth; ++j) to[j] = larger(part[j], to[j]);
+      else
+        for (int64_t j = 0; j < length; ++j) to[j] = larger(part[j], to[j]);
+    });
+  if (kernel == 3)  // most often: in one go
+    for (int64_t x = 0; x < used; ++x) most[x] = larger(line[x + 2], larger(line[x + 1], line[x]));
+  else
+    for (int64_t x = 0; x < used; ++x) most[x] = line[x];
+  for (int64_t k = 1; k < kernel && kernel != 3; ++k)
     for (int64_t x = 0; x < used; ++x) most[x] = larger(line[x + k], most[x]);
   if (stride == 2)  // most often: known, it becomes vectors
     for (int64_t x = 0; x < count; ++x) row[x] = most[2 * x];
@@ -197,12 +226,12 @@ template <typename T>
 void convert_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y, T* scratch) {
   using From = typename Element<T>::Other;
   const int64_t width = op.out.w;
-  const Scales scales(op);
+  const Scales scales = ChannelScales(op)[c];
   From* from = reinterpret_cast<From*>(scratch);
   T* line = reinterpret_cast<T*>(reinterpret_cast<float*>(scratch) + line_size(op));
   read_row(op.in, run, image, c, y, from);
   for (int64_t x = 0; x < width; ++x) convert(scales, from[x], line[x]);
-  write_row(op.out, run, image, c, y, line);
+  write_row(own_view(op, c), run, image, c, y, line);
 }
 
 int64_t move_items(const Op& op) {
@@ -234,12 +263,14 @@ void move_item(const Op& op, const Run& run, int64_t number, T* scratch) {
   if (op.kind == kExport) return;
   // Behind the last row: what is left of its tile, then whole tiles.
   const int64_t end = view.h * view.pitch;
-  if (end & (kWidth - 1))
-    for (int64_t c = item.begin; c < item.end; ++c)
-      clear(view, tile_of<T>(view, run, item.image, end >> kWidthBits, c) + (end & (kWidth - 1)),
+  for (int64_t c = item.begin; c < item.end; ++c) {
+    const View own = own_view(op, c);
+    if (end & (kWidth - 1))
+      clear(own, tile_of<T>(view, run, item.image, end >> kWidthBits, c) + (end & (kWidth - 1)),
             (kWidth - (end & (kWidth - 1))) * sizeof(T));
-  clear_margin<T>(view, run, item.image, item.begin, item.end);
-  if (number == 0) clear_front(view, run);
+    clear_margin<T>(own, run, item.image, c, c + 1);
+  }
+  if (number == 0) clear_own_front<T>(op, run);
 }
 
 }  // namespace

@@ -30,17 +30,36 @@ void clear(const View& view, T* from, int64_t count) {
   std::memset(from, static_cast<int>(view.zero), count * sizeof(T));
 }
 
-// Zeros around all images.
-template <typename T>
-void clear_border(const View& view, const Run& run) {
+// Calls use(elements, their count) for what lies around all images.
+template <typename T, typename Use>
+void for_border(const View& view, const Run& run, const Use& use) {
   const int64_t size = channels_of<T>(view);
-  clear(view, run.arena + view.offset - view.front, view.front);
+  use(reinterpret_cast<T*>(run.arena + view.offset - view.front),
+      view.front / static_cast<int64_t>(sizeof(T)));
   for (int64_t image = 0; image < view.n; ++image) {
     if (view.pitch > view.w)
       for (int64_t y = 0; y < view.h; ++y)
-        clear(view, pixel_of<T>(view, run, image, y, view.w), (view.pitch - view.w) * size);
-    clear(view, pixel_of<T>(view, run, image, view.h, 0), view.margin * size);
+        use(pixel_of<T>(view, run, image, y, view.w), (view.pitch - view.w) * size);
+    use(pixel_of<T>(view, run, image, view.h, 0), view.margin * size);
   }
+}
+
+// Zeros there.
+template <typename T>
+void clear_border(const View& view, const Run& run) {
+  for_border<T>(view, run, [&](T* from, int64_t count) { clear(view, from, count); });
+}
+
+// The same where each channel of the bytes has a zero of its own.
+void clear_own_border(const Op& op, const Run& run) {
+  const int64_t size = channels_of<uint8_t>(op.out);
+  for_border<uint8_t>(op.out, run, [&](uint8_t* from, int64_t count) {
+    clear(op.out, from, count);
+    for (int64_t c = 0; c < op.out.c; ++c) {
+      const auto zero = static_cast<uint8_t>(ChannelScales(op)[c].out_zero);
+      for (int64_t i = c; i < count; i += size) from[i] = zero;
+    }
+  });
 }
 
 struct Piece {
@@ -59,7 +78,7 @@ template <typename T>
 void exchange_row(const Op& op, const Run& run, const Piece& at) {
   const bool is_import = op.kind == kImport;
   const View& view = is_import ? op.out : op.in;
-  const Scales scales(op);
+  const ChannelScales scales(op);
   const int64_t *s = op.strides, size = channels_of<T>(view);
   float* outside = run.externals[op.external] + at.image * s[0] + at.y * s[2];
   T* inside = pixel_of<T>(view, run, at.image, at.y, 0);
@@ -69,7 +88,7 @@ void exchange_row(const Op& op, const Run& run, const Piece& at) {
       for (int64_t i = c; i < view.c && i < c + kAtOnce; ++i) {
         T& inner = inside[x * size + i];
         float& outer = outside[x * s[3] + i * s[1]];
-        is_import ? convert(scales, outer, inner) : convert(scales, inner, outer);
+        is_import ? convert(scales[i], outer, inner) : convert(scales[i], inner, outer);
       }
   if (is_import)
     for (int64_t x = at.begin; x < at.end; ++x)
@@ -130,12 +149,12 @@ void upsample_row(const Op& op, const Run& run, const Piece& at) {
 template <typename T>
 void convert_row(const Op& op, const Run& run, const Piece& at) {
   using From = typename Element<T>::Other;
-  const Scales scales(op);
+  const ChannelScales scales(op);
   const int64_t size = channels_of<T>(op.out);
   for (int64_t x = at.begin; x < at.end; ++x) {
     const From* from = pixel_of<From>(op.in, run, at.image, at.y, x);
     T* to = pixel_of<T>(op.out, run, at.image, at.y, x);
-    for (int64_t c = 0; c < op.out.c; ++c) convert(scales, from[c], to[c]);
+    for (int64_t c = 0; c < op.out.c; ++c) convert(scales[c], from[c], to[c]);
     clear(op.out, to + op.out.c, size - op.out.c);
   }
 }
@@ -156,7 +175,8 @@ void row_item_of(const Op& op, const Run& run, int64_t item) {
     case kConvert: convert_row<T>(op, run, piece); break;
     default: exchange_row<T>(op, run, piece);
   }
-  if (item == 0 && op.kind != kExport) clear_border<T>(op.out, run);
+  if (item == 0 && op.kind != kExport)
+    op.scales ? clear_own_border(op, run) : clear_border<T>(op.out, run);
 }
 
 void row_item(const Op& op, const Run& run, int64_t item) {

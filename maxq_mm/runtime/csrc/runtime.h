@@ -44,7 +44,9 @@ struct Op {
   const float* bias;         // O padded to whole groups
   // Of bytes. A layer's result is clamp(round(sum * scales[o] + (bias[o] + offset) + other *
   // other_factor)), of two multiply-adds that round once; a sum's is clamp(round((in - zero) *
-  // factor + offset + (other - zero) * other_factor)), the second summand's first.
+  // factor + offset + (other - zero) * other_factor)), the second summand's first. What becomes bytes
+  // is clamp(round(x * factor + offset)); of an image, scales and bias are factor and offset of each
+  // channel, and its padding is what 0 becomes there.
   const float* scales;       // as bias
   float factor, other_factor, offset;
 };

@@ -68,5 +68,69 @@ struct Picked<uint8_t> {
   }
 };
 
+// A first layer: few channels, every second pixel, many kernel positions. What a row of outputs reads
+// of a row of a channel becomes a line once, of which a kernel position takes every second byte.
+template <>
+struct Lines<uint8_t> {
+  static constexpr int64_t kMost = 48, kReach = 32, kBefore = 2 * kWidth, kSize = 6 * kWidth;
+  static bool fits(const Op& op) {
+    return op.stride[1] == 2 && op.in.c * op.kernel[0] <= kMost && op.in.c < op.kernel[1] &&
+           (op.kernel[1] - 1) * op.dilation[1] <= kReach;
+  }
+
+  // A pixel of the first output is at kBefore, and there may be anything around what is asked for.
+  static void read(const View& in, const uint8_t* channel, int64_t pixel, int64_t count, uint8_t* to) {
+    const int64_t index = floor_divide(pixel, kWidth), skipped = pixel - index * kWidth;
+    const uint8_t* from = channel + index * in.c * kWidth;
+    to += kBefore - skipped;
+    for (int64_t x = -skipped; x < count; x += kWidth, from += in.c * kWidth, to += kWidth)
+      store(load(from), to);
+  }
+
+  static Bytes every_second(const uint8_t* from) {
+    const Bytes even = _mm256_set1_epi16(255);
+    const Bytes a = _mm256_and_si256(load(from), even);
+    const Bytes b = _mm256_and_si256(load(from + kWidth), even);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
+  }
+
+  static void gather(const Op& op, const uint8_t* image, int64_t first, uint8_t* to) {
+    const int64_t channels = op.in.c, pitch = op.out.pitch;
+    uint8_t lines[kMost * kSize];
+    // Rows of outputs that the tile has pixels of.
+    for (int64_t begin = 0; begin < kWidth;) {
+      const int64_t y = (first + begin) / pitch, x = (first + begin) % pitch;
+      const int64_t end = begin + pitch - x < kWidth ? begin + pitch - x : kWidth;
+      const int64_t last = op.out.w - x < end - begin ? op.out.w - x : end - begin;
+      if (y >= op.out.h) break;
+      if (last > 0) {
+        const int64_t count = 2 * (last - 1) + (op.kernel[1] - 1) * op.dilation[1] + 1;
+        for (int64_t ky = 0; ky < op.kernel[0]; ++ky) {
+          const int64_t row = y * op.stride[0] + ky * op.dilation[0] - op.padding[0];
+          for (int64_t c = 0; c < channels; ++c)
+            read(op.in, image + c * kWidth, row * op.in.pitch + 2 * x - op.padding[1], count,
+                 lines + (ky * channels + c) * kSize);
+        }
+        write(op, lines, begin, to);
+      }
+      begin = end;
+    }
+  }
+
+  // Of outputs from `begin` on.
+  static void write(const Op& op, const uint8_t* lines, int64_t begin, uint8_t* to) {
+    alignas(kVector) uint8_t masks[2 * kWidth];
+    std::memset(masks, 0, kWidth);
+    std::memset(masks + kWidth, 255, kWidth);
+    const Bytes is_here = load(masks + kWidth - begin);
+    for (int64_t ky = 0; ky < op.kernel[0]; ++ky)
+      for (int64_t kx = 0; kx < op.kernel[1]; ++kx) {
+        const uint8_t* line = lines + ky * op.in.c * kSize + kBefore + kx * op.dilation[1] - 2 * begin;
+        for (int64_t c = 0; c < op.in.c; ++c, line += kSize, to += kWidth)
+          store(_mm256_blendv_epi8(load(to), every_second(line), is_here), to);
+      }
+  }
+};
+
 }  // namespace
 }  // namespace maxq

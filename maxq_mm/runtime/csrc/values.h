@@ -41,6 +41,18 @@ struct Scales {
         out_zero(static_cast<int32_t>(op.out.zero)) {}
 };
 
+// Those of each channel of what becomes bytes.
+struct ChannelScales {
+  Scales whole;
+  const float *factors, *offsets;  // of an image, else null
+  explicit ChannelScales(const Op& op) : whole(op), factors(op.scales), offsets(op.bias) {}
+  Scales operator[](int64_t c) const {
+    Scales own = whole;
+    if (factors) own.factor = factors[c], own.offset = offsets[c], own.out_zero = to_byte(offsets[c]);
+    return own;
+  }
+};
+
 float plus(const Scales&, float a, float b) { return a + b; }
 uint8_t plus(const Scales& s, uint8_t a, uint8_t b) {
   const float first = __builtin_fmaf(static_cast<float>(a - s.in_zero), s.factor, s.offset);
