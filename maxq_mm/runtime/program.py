@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .kernels import PackedLayer, _pair
-from .memory import empty
+from .memory import empty, result
 from .plan import Node, Plan, make_plan
 from .quantization import Quantization
 
@@ -191,8 +191,8 @@ class Program:
              clock: ctypes.Array | None = None) -> tuple[Tensor, ...]:
         tensors = tuple(tensor.detach() for tensor in tensors)
         plan = self._plan(tensors, memory_format)
-        results = tuple(empty(shape, memory_format=memory_format if len(shape) == 4
-                              else torch.contiguous_format) for shape in plan.results)
+        results = tuple(result(shape, memory_format if len(shape) == 4
+                               else torch.contiguous_format) for shape in plan.results)
         try:
             memory = self._memory.pop()
         except IndexError:
