@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
+from .bands import Operator, Order, make_order
 from .kernels import PackedLayer
-from .library import KINDS, Library, Op, View, library
+from .library import KINDS, Library, Op, Step, View, library
 from .quantization import Quantization
 
 _Shape = tuple[int, int, int, int]
@@ -48,14 +49,15 @@ class Plan(NamedTuple):
 
     library: Library
     ops: ctypes.Array
+    steps: ctypes.Array
     names: list[str]  # '' of inputs and outputs
     bytes: int
     results: list[tuple[int, ...]]  # shapes
 
 
 def make_plan(nodes: list[Node], outputs: list[int], tensors: tuple[Tensor, ...],
-              memory_format: torch.memory_format) -> Plan:
-    """Lay out a program for these inputs.
+              memory_format: torch.memory_format, threads: int) -> Plan:
+    """Lay out a program for these inputs and so many threads.
 
     Raises:
         InputError: inputs of other channels or types, or too small.
@@ -65,13 +67,29 @@ def make_plan(nodes: list[Node], outputs: list[int], tensors: tuple[Tensor, ...]
     shapes = _shapes(nodes, tensors)
     is_rows = _rows(nodes)
     views = _views(nodes, shapes, found)
-    size = _place(nodes, views, found)
+    operators = _operators(nodes, outputs)
+    plain = [operator for operator, _ in operators]
+    order = make_order(plain, views, found, threads)
+    size = _place(nodes, views, plain, order, found)
     ops, names = [], []
     inputs = iter(range(len(tensors)))
     results = [_result(shapes[value], is_rows[value]) for value in outputs]
-    for value, node in enumerate(nodes):
-        op = Op(kind=KINDS[node.kind], relu=node.relu, out=views[value], kernel=node.kernel,
-                stride=node.stride, padding=node.padding, dilation=node.dilation)
+    for operator, number in operators:
+        if number is not None:
+            empty = torch.empty(results[number], device='meta')
+            if empty.ndim == 4:
+                empty = empty.contiguous(memory_format=memory_format)
+            value, = operator.reads
+            quantization = nodes[value].quantization
+            ops.append(Op(kind=KINDS['export'], input=views[value],
+                          factor=quantization.scale if quantization else 1,
+                          external=len(tensors) + number, strides=_strides(empty)))
+            names.append('')
+            continue
+        node = nodes[operator.makes]
+        op = Op(kind=KINDS[node.kind], relu=node.relu, out=views[operator.makes],
+                kernel=node.kernel, stride=node.stride, padding=node.padding,
+                dilation=node.dilation)
         if node.kind == 'import':
             op.external = next(inputs)
             op.strides = _strides(tensors[op.external])
@@ -83,17 +101,9 @@ def make_plan(nodes: list[Node], outputs: list[int], tensors: tuple[Tensor, ...]
             _fill(op, node.layer)
         _scale(op, node, nodes)
         ops.append(op)
-        names.append(_name(node, shapes[value]))
-        for number, output in enumerate(outputs):
-            if output == value:
-                empty = torch.empty(results[number], device='meta')
-                if empty.ndim == 4:
-                    empty = empty.contiguous(memory_format=memory_format)
-                ops.append(Op(kind=KINDS['export'], input=views[value],
-                              factor=node.quantization.scale if node.quantization else 1,
-                              external=len(tensors) + number, strides=_strides(empty)))
-                names.append('')
-    return Plan(found, (Op * len(ops))(*ops), names, size, results)
+        names.append(_name(node, shapes[operator.makes]))
+    return Plan(found, (Op * len(ops))(*ops), (Step * len(order.steps))(*order.steps), names, size,
+                results)
 
 
 def _library(nodes: list[Node]) -> Library:
@@ -193,38 +203,62 @@ def _views(nodes: list[Node], shapes: list[_Shape], found: Library) -> list[View
         margin = max(0, -(-(h * pitch + reach) // width) - tiles)
         quantization = nodes[value].quantization
         element = 4 if quantization is None else 1
-        size = _padded(c * element, found.unit) * width  # bytes of a tile
-        views.append(View(n=n, c=c, h=h, w=w, pitch=pitch, tiles=tiles, margin=margin,
-                          image=(tiles + margin) * size, front=-(-reach // width) * size,
-                          element=element, zero=0 if quantization is None
-                          else quantization.zero_point))
+        view = View(n=n, c=c, h=h, w=w, pitch=pitch, tiles=tiles, margin=margin, element=element,
+                    zero=0 if quantization is None else quantization.zero_point, ring=-1)
+        size = _tile_bytes(view, found)
+        view.image, view.front = (tiles + margin) * size, -(-reach // width) * size
+        views.append(view)
     return views
 
 
-def _place(nodes: list[Node], views: list[View], found: Library) -> int:
-    """Give values that live at the same time memory of their own; returns how many bytes in all."""
-    last = list(range(len(nodes)))
+def _operators(nodes: list[Node], outputs: list[int]) -> list[tuple[Operator, int | None]]:
+    """Each node's, and behind it those of the results it is, with their numbers."""
+    found = []
     for value, node in enumerate(nodes):
-        for read in node.values:
-            last[read] = value
+        found.append((Operator(node.layer is not None, node.values, value, node.kernel, node.stride,
+                               node.padding, node.dilation, node.kind == 'upsample'), None))
+        found += [(Operator(False, (value, ), None), number)
+                  for number, output in enumerate(outputs) if output == value]
+    return found
+
+
+def _place(nodes: list[Node], views: list[View], operators: list[Operator], order: Order,
+           found: Library) -> int:
+    """Give values that live at the same time memory of their own; returns how many bytes in all."""
+    last = {}  # operator that ends with the last reader
+    for number, operator in enumerate(operators):
+        for value in (*operator.reads, *(() if operator.makes is None else (operator.makes, ))):
+            last[value] = order.runs[number][1]
     taken: list[tuple[int, int, int]] = []  # begin, end, last reader
     total = 0
-    for value, view in enumerate(views):
-        taken = [entry for entry in taken if entry[2] >= value]
-        size = _padded(view.front + view.n * view.image, _LINE)
+    for number, operator in enumerate(operators):
+        value = operator.makes
+        if value is None:
+            continue
+        view = views[value]
+        taken = [entry for entry in taken if entry[2] >= order.runs[number][0]]
+        front, tiles = view.front, view.n * (view.tiles + view.margin)
+        if value in order.rings:  # has what is in front at its end
+            front, tiles = _LINE, order.rings[value]
+            view.ring = tiles - 1
+        size = _padded(front + tiles * _tile_bytes(view, found), _LINE)
         begin = 0
         for start, end, _ in sorted(taken):
             if begin + size <= start:
                 break
             begin = max(begin, end)
         taken.append((begin, begin + size, last[value]))
-        view.offset = begin + view.front
+        view.offset = begin + front
         total = max(total, begin + size)
     # Whole tiles are read behind a map, at every kernel position; what stands there is masked out.
     behind = max((((node.kernel[0] - 1) * node.dilation[0] * view.pitch + node.kernel[1]
                   * node.dilation[1] + 2 * found.width) * (view.c * view.element + found.unit)
                  for node in nodes for view in (views[value] for value in node.values)), default=0)
     return total + behind
+
+
+def _tile_bytes(view: View, found: Library) -> int:
+    return _padded(view.c * view.element, found.unit) * found.width
 
 
 def _fill(op: Op, layer: PackedLayer) -> None:

@@ -178,10 +178,12 @@ class Program:
         return [*found, ('inputs and outputs', sum(medians) - sum(ms for _, ms in found))]
 
     def _plan(self, tensors: tuple[Tensor, ...], memory_format: torch.memory_format) -> Plan:
-        key = (tuple((tensor.shape, tensor.stride()) for tensor in tensors), memory_format)
+        key = (tuple((tensor.shape, tensor.stride()) for tensor in tensors), memory_format,
+               torch.get_num_threads())
         plan = self._plans.get(key)
         if plan is None:
-            plan = make_plan(self.nodes, self.outputs, tensors, memory_format)
+            plan = make_plan(self.nodes, self.outputs, tensors, memory_format,
+                             torch.get_num_threads())
             while len(self._plans) >= _PLANS:
                 self._plans.pop(next(iter(self._plans), None), None)
             self._plans[key] = plan
@@ -200,8 +202,8 @@ class Program:
         if memory.numel() < plan.bytes:
             memory = empty(plan.bytes, dtype=torch.uint8)
         everything = [tensor.data_ptr() for tensor in (*tensors, *results)]
-        plan.library.run(plan.library.kernels.number, plan.ops, len(plan.ops), memory.data_ptr(),
-                         (ctypes.c_void_p * len(everything))(*everything),
+        plan.library.run(plan.library.kernels.number, plan.ops, plan.steps, len(plan.steps),
+                         memory.data_ptr(), (ctypes.c_void_p * len(everything))(*everything),
                          torch.get_num_threads(), clock)
         self._memory.append(memory)
         return results
