@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .kernels import PackedLayer, _pair
+from .layout import Node
 from .memory import empty, result
-from .plan import Node, Plan, make_plan
+from .plan import Plan, make_plan
 from .quantization import Quantization
 
 # So many sizes of input are remembered.
