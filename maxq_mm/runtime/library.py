@@ -53,7 +53,7 @@ class View(ctypes.Structure):
     """A tensor: see runtime.h."""
 
     _fields_ = [(name, _Int) for name in ('offset', 'image', 'n', 'c', 'h', 'w', 'pitch', 'tiles',
-                                          'margin', 'front', 'element', 'zero')]
+                                          'margin', 'front', 'element', 'zero', 'ring')]
 
 
 class Op(ctypes.Structure):
@@ -66,6 +66,12 @@ class Op(ctypes.Structure):
                 ('rows', ctypes.c_void_p), ('bias', ctypes.c_void_p),
                 ('scales', ctypes.c_void_p), ('factor', ctypes.c_float),
                 ('other_factor', ctypes.c_float), ('offset', ctypes.c_float)]
+
+
+class Step(ctypes.Structure):
+    """A part of an operator: see runtime.h."""
+
+    _fields_ = [(name, _Int) for name in ('op', 'begin', 'end')]
 
 
 class Library(NamedTuple):
@@ -138,7 +144,8 @@ def _load(emulated: bool) -> ctypes.CDLL:
     functions.maxq_level.restype = functions.maxq_op_bytes.restype = _Int
     functions.maxq_describe.restype = functions.maxq_run.restype = None
     functions.maxq_describe.argtypes = [_Int, pointer]
-    functions.maxq_run.argtypes = [_Int, pointer, _Int, pointer, pointer, _Int, pointer]
+    functions.maxq_run.argtypes = [_Int, pointer, pointer, _Int, pointer, pointer, _Int,
+                                   pointer]
     assert functions.maxq_op_bytes() == ctypes.sizeof(Op), 'the two sides of Op differ'
     return functions
 

@@ -1,47 +1,17 @@
-"""Where each value of a program lies in memory, for inputs of one size.
-
-The layout stands in csrc/runtime.h. A value is as wide as its map plus a border of zeros, as many
-as the paddings of the layers that read it; those that a convolution of stride 1 reads and writes
-have one border, so that pixels correspond one to one.
-"""
+"""What a run of a program needs, for inputs of one size: operators, steps, and where values lie."""
 
 import ctypes
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
+from .bands import Operator, make_order
 from .kernels import PackedLayer
-from .library import KINDS, Library, Op, View, library
+from .layout import Node, Shape, make_views, place
+from .library import KINDS, Library, Op, Step, library
 from .quantization import ChannelQuantization, Quantization
-
-_Shape = tuple[int, int, int, int]
-_LINE = 64  # bytes that values are aligned to
-
-
-def _padded(size: int, unit: int) -> int:
-    return -(-size // unit) * unit
-
-
-@dataclass(frozen=True)
-class Node:
-    """An operator and the value that it makes."""
-
-    kind: str
-    values: tuple[int, ...]  # that it reads
-    channels: int
-    relu: bool = False
-    rows: bool = False
-    like: int | None = None  # value whose height and width it takes
-    layer: PackedLayer | None = None
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    # Of a value in uint8; None: float32.
-    quantization: Quantization | ChannelQuantization | None = None
 
 
 class Plan(NamedTuple):
@@ -49,14 +19,15 @@ class Plan(NamedTuple):
 
     library: Library
     ops: ctypes.Array
+    steps: ctypes.Array
     names: list[str]  # '' of inputs and outputs
     bytes: int
     results: list[tuple[int, ...]]  # shapes
 
 
 def make_plan(nodes: list[Node], outputs: list[int], tensors: tuple[Tensor, ...],
-              memory_format: torch.memory_format) -> Plan:
-    """Lay out a program for these inputs.
+              memory_format: torch.memory_format, threads: int) -> Plan:
+    """Lay out a program for these inputs and so many threads.
 
     Raises:
         InputError: inputs of other channels or types, or too small.
@@ -65,14 +36,30 @@ def make_plan(nodes: list[Node], outputs: list[int], tensors: tuple[Tensor, ...]
     found = _library(nodes)
     shapes = _shapes(nodes, tensors)
     is_rows = _rows(nodes)
-    views = _views(nodes, shapes, found)
-    size = _place(nodes, views, found)
+    views = make_views(nodes, shapes, found)
+    operators = _operators(nodes, outputs)
+    plain = [operator for operator, _ in operators]
+    order = make_order(plain, views, found, threads)
+    size = place(nodes, views, plain, order, found)
     ops, names = [], []
     inputs = iter(range(len(tensors)))
     results = [_result(shapes[value], is_rows[value]) for value in outputs]
-    for value, node in enumerate(nodes):
-        op = Op(kind=KINDS[node.kind], relu=node.relu, out=views[value], kernel=node.kernel,
-                stride=node.stride, padding=node.padding, dilation=node.dilation)
+    for operator, number in operators:
+        if number is not None:
+            empty = torch.empty(results[number], device='meta')
+            if empty.ndim == 4:
+                empty = empty.contiguous(memory_format=memory_format)
+            value, = operator.reads
+            quantization = nodes[value].quantization
+            ops.append(Op(kind=KINDS['export'], input=views[value],
+                          factor=quantization.scale if quantization else 1,
+                          external=len(tensors) + number, strides=_strides(empty)))
+            names.append('')
+            continue
+        node = nodes[operator.makes]
+        op = Op(kind=KINDS[node.kind], relu=node.relu, out=views[operator.makes],
+                kernel=node.kernel, stride=node.stride, padding=node.padding,
+                dilation=node.dilation)
         if node.kind == 'import':
             op.external = next(inputs)
             op.strides = _strides(tensors[op.external])
@@ -84,17 +71,9 @@ def make_plan(nodes: list[Node], outputs: list[int], tensors: tuple[Tensor, ...]
             _fill(op, node.layer)
         _scale(op, node, nodes)
         ops.append(op)
-        names.append(_name(node, shapes[value]))
-        for number, output in enumerate(outputs):
-            if output == value:
-                empty = torch.empty(results[number], device='meta')
-                if empty.ndim == 4:
-                    empty = empty.contiguous(memory_format=memory_format)
-                ops.append(Op(kind=KINDS['export'], input=views[value],
-                              factor=node.quantization.scale if node.quantization else 1,
-                              external=len(tensors) + number, strides=_strides(empty)))
-                names.append('')
-    return Plan(found, (Op * len(ops))(*ops), names, size, results)
+        names.append(_name(node, shapes[operator.makes]))
+    return Plan(found, (Op * len(ops))(*ops), (Step * len(order.steps))(*order.steps), names, size,
+                results)
 
 
 def _library(nodes: list[Node]) -> Library:
@@ -111,12 +90,12 @@ def _library(nodes: list[Node]) -> Library:
     return found
 
 
-def _shapes(nodes: list[Node], tensors: tuple[Tensor, ...]) -> list[_Shape]:
+def _shapes(nodes: list[Node], tensors: tuple[Tensor, ...]) -> list[Shape]:
     wanted = [node for node in nodes if node.kind == 'import']
     if len(wanted) != len(tensors):
         raise InputError(f'the program takes {len(wanted)} inputs, got {len(tensors)}')
     given = iter(tensors)
-    shapes: list[_Shape] = []
+    shapes: list[Shape] = []
     for node in nodes:
         if node.kind == 'import':
             shapes.append(_given(node, next(given)))
@@ -137,7 +116,7 @@ def _shapes(nodes: list[Node], tensors: tuple[Tensor, ...]) -> list[_Shape]:
     return shapes
 
 
-def _given(node: Node, tensor: Tensor) -> _Shape:
+def _given(node: Node, tensor: Tensor) -> Shape:
     if tensor.device.type != 'cpu' or tensor.dtype != torch.float32:
         raise InputError(f'inputs must be float32 on cpu, got {tensor.dtype} on {tensor.device}')
     if tensor.ndim != (2 if node.rows else 4) or tensor.shape[1] != node.channels:
@@ -153,7 +132,7 @@ def _rows(nodes: list[Node]) -> list[bool]:
     return rows
 
 
-def _result(shape: _Shape, is_rows: bool) -> tuple[int, ...]:
+def _result(shape: Shape, is_rows: bool) -> tuple[int, ...]:
     return (shape[3], shape[1]) if is_rows else shape
 
 
@@ -163,69 +142,15 @@ def _strides(tensor: Tensor) -> tuple[int, int, int, int]:
     return tensor.stride()
 
 
-def _views(nodes: list[Node], shapes: list[_Shape], found: Library) -> list[View]:
-    """Sizes of all values; where they lie is for :func:`_place`."""
-    width = found.width
-    leader = list(range(len(nodes)))  # of values that share their border
-
-    def find(value: int) -> int:
-        while leader[value] != value:
-            value = leader[value]
-        return value
-
-    border = [0] * len(nodes)
+def _operators(nodes: list[Node], outputs: list[int]) -> list[tuple[Operator, int | None]]:
+    """Each node's, and behind it those of the results it is, with their numbers."""
+    found = []
     for value, node in enumerate(nodes):
-        if node.layer is None:
-            continue
-        source = node.values[0]
-        border[source] = max(border[source], *node.padding)
-        if node.stride == (1, 1) and shapes[source][2:] == shapes[value][2:]:
-            leader[find(source)] = find(value)
-        for residual in node.values[1:]:
-            leader[find(residual)] = find(value)
-    for value in range(len(nodes)):
-        border[find(value)] = max(border[find(value)], border[value])
-    views = []
-    for value, (n, c, h, w) in enumerate(shapes):
-        b = border[find(value)]
-        pitch = w + b
-        reach = b * pitch + b  # pixels before and behind a map that are read as zeros
-        tiles = -(-h * pitch // width)
-        margin = max(0, -(-(h * pitch + reach) // width) - tiles)
-        quantization = nodes[value].quantization
-        element = 4 if quantization is None else 1
-        size = _padded(c * element, found.unit) * width  # bytes of a tile
-        views.append(View(n=n, c=c, h=h, w=w, pitch=pitch, tiles=tiles, margin=margin,
-                          image=(tiles + margin) * size, front=-(-reach // width) * size,
-                          element=element, zero=quantization.zero_point
-                          if isinstance(quantization, Quantization) else 0))
-    return views
-
-
-def _place(nodes: list[Node], views: list[View], found: Library) -> int:
-    """Give values that live at the same time memory of their own; returns how many bytes in all."""
-    last = list(range(len(nodes)))
-    for value, node in enumerate(nodes):
-        for read in node.values:
-            last[read] = value
-    taken: list[tuple[int, int, int]] = []  # begin, end, last reader
-    total = 0
-    for value, view in enumerate(views):
-        taken = [entry for entry in taken if entry[2] >= value]
-        size = _padded(view.front + view.n * view.image, _LINE)
-        begin = 0
-        for start, end, _ in sorted(taken):
-            if begin + size <= start:
-                break
-            begin = max(begin, end)
-        taken.append((begin, begin + size, last[value]))
-        view.offset = begin + view.front
-        total = max(total, begin + size)
-    # Whole tiles are read behind a map, at every kernel position; what stands there is masked out.
-    behind = max((((node.kernel[0] - 1) * node.dilation[0] * view.pitch + node.kernel[1]
-                  * node.dilation[1] + 2 * found.width) * (view.c * view.element + found.unit)
-                 for node in nodes for view in (views[value] for value in node.values)), default=0)
-    return total + behind
+        found.append((Operator(node.layer is not None, node.values, value, node.kernel, node.stride,
+                               node.padding, node.dilation, node.kind == 'upsample'), None))
+        found += [(Operator(False, (value, ), None), number)
+                  for number, output in enumerate(outputs) if output == value]
+    return found
 
 
 def _fill(op: Op, layer: PackedLayer) -> None:
@@ -259,7 +184,7 @@ def _scale(op: Op, node: Node, nodes: list[Node]) -> None:
         op.offset = 0
 
 
-def _name(node: Node, shape: _Shape) -> str:
+def _name(node: Node, shape: Shape) -> str:
     if node.kind == 'import':
         return ''
     what = node.kind

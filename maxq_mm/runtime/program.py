@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .kernels import PackedLayer, _pair
-from .memory import empty
-from .plan import Node, Plan, make_plan
+from .layout import Node
+from .memory import empty, result
+from .plan import Plan, make_plan
 from .quantization import ChannelQuantization, Quantization
 
 # So many sizes of input are remembered.
@@ -187,10 +188,12 @@ class Program:
         return [*found, ('inputs and outputs', sum(medians) - sum(ms for _, ms in found))]
 
     def _plan(self, tensors: tuple[Tensor, ...], memory_format: torch.memory_format) -> Plan:
-        key = (tuple((tensor.shape, tensor.stride()) for tensor in tensors), memory_format)
+        key = (tuple((tensor.shape, tensor.stride()) for tensor in tensors), memory_format,
+               torch.get_num_threads())
         plan = self._plans.get(key)
         if plan is None:
-            plan = make_plan(self.nodes, self.outputs, tensors, memory_format)
+            plan = make_plan(self.nodes, self.outputs, tensors, memory_format,
+                             torch.get_num_threads())
             while len(self._plans) >= _PLANS:
                 self._plans.pop(next(iter(self._plans), None), None)
             self._plans[key] = plan
@@ -200,8 +203,8 @@ class Program:
              clock: ctypes.Array | None = None) -> tuple[Tensor, ...]:
         tensors = tuple(tensor.detach() for tensor in tensors)
         plan = self._plan(tensors, memory_format)
-        results = tuple(empty(shape, memory_format=memory_format if len(shape) == 4
-                              else torch.contiguous_format) for shape in plan.results)
+        results = tuple(result(shape, memory_format if len(shape) == 4
+                               else torch.contiguous_format) for shape in plan.results)
         try:
             memory = self._memory.pop()
         except IndexError:
@@ -209,8 +212,8 @@ class Program:
         if memory.numel() < plan.bytes:
             memory = empty(plan.bytes, dtype=torch.uint8)
         everything = [tensor.data_ptr() for tensor in (*tensors, *results)]
-        plan.library.run(plan.library.kernels.number, plan.ops, len(plan.ops), memory.data_ptr(),
-                         (ctypes.c_void_p * len(everything))(*everything),
+        plan.library.run(plan.library.kernels.number, plan.ops, plan.steps, len(plan.steps),
+                         memory.data_ptr(), (ctypes.c_void_p * len(everything))(*everything),
                          torch.get_num_threads(), clock)
         self._memory.append(memory)
         return results

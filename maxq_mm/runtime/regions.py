@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .library import library
+from .memory import result
 
 _Int = ctypes.c_int64
 
@@ -78,7 +79,7 @@ class RoiAlign:
         regions = regions.detach().contiguous()
         level = torch.zeros(len(regions), dtype=torch.int64) if level is None else (
             level.contiguous())
-        out = torch.empty(len(regions), maps[0].shape[1], *self.size)
+        out = result((len(regions), maps[0].shape[1], *self.size))
         if out.numel():
             described = (_Map * len(maps))(*(
                 (x.data_ptr(), len(x), *x.shape[2:], *x.stride()[:3], scale)

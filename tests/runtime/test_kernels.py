@@ -117,7 +117,9 @@ def test_under_the_address_sanitizer(tmp_path):
         'from tests.runtime import image_cases, int8_cases\n'
         'image_cases.check(3, 30)\n'
         'check(3, 20, 5); check_network(2); region_cases.check(3, 10)\n'
-        'int8_cases.check(3, 20, 5); int8_cases.check_moves(3); int8_cases.check_network(2)',
+        'int8_cases.check(3, 20, 5); int8_cases.check_moves(3); int8_cases.check_network(2)\n'
+        'from tests.runtime import band_cases\n'
+        'band_cases.check(3, 8); band_cases.check(3, 8, True)',
         LD_PRELOAD=' '.join(str(Path(name).resolve()) for name in found),
         ASAN_OPTIONS='detect_leaks=0', XDG_CACHE_HOME=str(tmp_path))
 

@@ -12,12 +12,14 @@ constexpr int kPixels = 12;  // 24 accumulators of 32 registers
 constexpr int kGroups = 2;   // vectors of outputs
 constexpr int kOutputs = kGroups * Lanes::kSize;
 
-// Blocks of pixels of all images, and blocks of outputs; items are some of both.
+// Blocks of a step's pixels, and blocks of outputs; items are some of both.
 struct Cut {
-  int64_t pixels, blocks, outputs, item_blocks, item_outputs, chunks;
-  Cut(const Op& op, int64_t threads) {
-    pixels = op.out.n * op.out.h * op.out.w;
-    blocks = divide_up(pixels, kPixels);
+  int64_t first, end;  // pixels of all images
+  int64_t blocks, outputs, item_blocks, item_outputs, chunks;
+  Cut(const Op& op, const Step& step, int64_t threads) {
+    first = step.begin * op.out.w;
+    end = step.end * op.out.w;
+    blocks = divide_up(end - first, kPixels);
     outputs = divide_up(op.out.c, kOutputs);
     const int64_t wanted = threads > 1 ? 8 * threads : 1;
     item_blocks = blocks > 4 * wanted ? 4 : 1;
@@ -39,8 +41,8 @@ struct Block {
 };
 
 template <typename T>
-void locate(const Op& op, const Run& run, int64_t first, int64_t pixels, Block<T>& block) {
-  block.count = pixels - first < kPixels ? pixels - first : kPixels;
+void locate(const Op& op, const Run& run, int64_t first, int64_t end, Block<T>& block) {
+  block.count = end - first < kPixels ? end - first : kPixels;
   for (int i = 0; i < kPixels; ++i) {
     const int64_t pixel = first + (i < block.count ? i : block.count - 1);
     const int64_t x = pixel % op.out.w, y = pixel / op.out.w % op.out.h;
@@ -73,14 +75,14 @@ void for_positions(const Op& op, const Use& use) {
 
 // A kernel has T and Weight; weights, of kOutputs outputs; multiply, a block with those.
 template <typename Kernel>
-void layer(const Op& op, const Run& run, int64_t item) {
-  const Cut cut(op, run.threads);
+void layer(const Op& op, const Run& run, const Step& step, int64_t item) {
+  const Cut cut(op, step, run.threads);
   const int64_t part = item / cut.chunks, chunk = item % cut.chunks;
   const int64_t size = Kernel::weights(op);
   Block<typename Kernel::T> blocks[4];
   int64_t count = 0;
   for (int64_t b = part * cut.item_blocks; b < cut.blocks && count < cut.item_blocks; ++b)
-    locate(op, run, b * kPixels, cut.pixels, blocks[count++]);
+    locate(op, run, cut.first + b * kPixels, cut.end, blocks[count++]);
   for (int64_t o = chunk * cut.item_outputs; o < cut.outputs && o < (chunk + 1) * cut.item_outputs;
        ++o) {
     const Weights<typename Kernel::Weight> weights{
@@ -88,7 +90,8 @@ void layer(const Op& op, const Run& run, int64_t item) {
         static_cast<const uint8_t*>(op.rows) + o * size};
     for (int64_t b = 0; b < count; ++b) Kernel::multiply(op, blocks[b], o * kOutputs, weights);
   }
-  if (item == 0) (op.out.element == 1 ? clear_border<uint8_t> : clear_border<float>)(op.out, run);
+  if (step.begin + item == 0)
+    (op.out.element == 1 ? clear_border<uint8_t> : clear_border<float>)(op.out, run);
 }
 
 }  // namespace

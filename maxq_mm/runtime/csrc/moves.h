@@ -1,7 +1,7 @@
 // What moves activations without multiplying them: into and out of the layout of runtime.h, pooling,
 // sums, upsampling. Plain loops over lines, which compilers turn into vectors; T is float or a byte.
 //
-// An item is kMoved channels of an image.
+// An item is kMoved channels of some rows.
 #pragma once
 
 #include <cstring>
@@ -15,14 +15,15 @@ namespace {
 constexpr int kWidth = kTileVectors * Lanes::kSize;  // pixels of a tile
 constexpr int kWidthBits = Lanes::kSize == 8 ? 5 : 6;
 static_assert(kWidth == 1 << kWidthBits);
-constexpr int64_t kMoved = 16;
+constexpr int64_t kMoved = 16, kMovedRows = 4;
 
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 template <typename T>
 T* tile_of(const View& view, const Run& run, int64_t image, int64_t tile, int64_t channel) {
-  return reinterpret_cast<T*>(run.arena + view.offset + image * view.image) +
-         (tile * view.c + channel) * kWidth;
+  const int64_t place = (image * (view.tiles + view.margin) + tile) & view.ring;
+  return reinterpret_cast<T*>(run.arena + view.offset) + (place * view.c + channel) * kWidth;
 }
 
 void clear(const View& view, void* from, int64_t bytes) {
@@ -37,7 +38,9 @@ void clear_margin(const View& view, const Run& run, int64_t image, int64_t begin
 }
 
 void clear_front(const View& view, const Run& run) {
-  clear(view, run.arena + view.offset - view.front, view.front);
+  const int64_t size = view.c * kWidth * view.element;
+  for (int64_t tile = -view.front / size; tile < 0; ++tile)
+    clear(view, run.arena + view.offset + (tile & view.ring) * size, size);
 }
 
 // What stands around channel c: of an image, its own byte.
@@ -105,11 +108,13 @@ int64_t line_size(const Op& op) {
 
 struct Item {
   int64_t image, begin, end;  // channels
-  Item(const View& view, int64_t item) {
-    const int64_t groups = (view.c + kMoved - 1) / kMoved;
-    image = item / groups;
+  int64_t row, last_row;      // of all images
+  Item(const View& view, const Step& step, int64_t item) {
+    const int64_t groups = divide_up(view.c, kMoved);
     begin = item % groups * kMoved;
     end = begin + kMoved < view.c ? begin + kMoved : view.c;
+    row = step.begin + item / groups * kMovedRows;
+    last_row = row + kMovedRows < step.end ? row + kMovedRows : step.end;
   }
 };
 
@@ -234,9 +239,9 @@ void convert_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t
   write_row(own_view(op, c), run, image, c, y, line);
 }
 
-int64_t move_items(const Op& op) {
+int64_t move_items(const Op& op, const Step& step) {
   const View& view = op.kind == kExport ? op.in : op.out;
-  return view.n * ((view.c + kMoved - 1) / kMoved);
+  return divide_up(view.c, kMoved) * divide_up(step.end - step.begin, kMovedRows);
 }
 
 int64_t move_scratch(const Op& op) {
@@ -247,30 +252,34 @@ int64_t move_scratch(const Op& op) {
 
 // T: of what is inside, of the result where both are.
 template <typename T>
-void move_item(const Op& op, const Run& run, int64_t number, T* scratch) {
+void move_item(const Op& op, const Run& run, const Step& step, int64_t number, T* scratch) {
   const View& view = op.kind == kExport ? op.in : op.out;
-  const Item item(view, number);
+  Item item(view, step, number);
   const auto row = op.kind == kMaxPool   ? pool_row<T>
                    : op.kind == kAdd     ? add_row<T>
                    : op.kind == kConvert ? convert_row<T>
                                          : upsample_row<T>;
-  for (int64_t y = 0; y < view.h; ++y) {
-    if (op.kind == kImport) exchange<T, true>(op, run, item, y, scratch);
-    if (op.kind == kExport) exchange<T, false>(op, run, item, y, scratch);
-    if (op.kind == kImport || op.kind == kExport) continue;
-    for (int64_t c = item.begin; c < item.end; ++c) row(op, run, item.image, c, y, scratch);
+  if (op.kind != kExport && item.row == 0 && item.begin == 0) clear_own_front<T>(op, run);
+  for (; item.row < item.last_row; ++item.row) {
+    item.image = item.row / view.h;
+    const int64_t y = item.row % view.h;
+    if (op.kind == kImport)
+      exchange<T, true>(op, run, item, y, scratch);
+    else if (op.kind == kExport)
+      exchange<T, false>(op, run, item, y, scratch);
+    else
+      for (int64_t c = item.begin; c < item.end; ++c) row(op, run, item.image, c, y, scratch);
+    if (op.kind == kExport || y + 1 < view.h) continue;
+    // Behind the last row: what is left of its tile, then whole tiles.
+    const int64_t end = view.h * view.pitch;
+    for (int64_t c = item.begin; c < item.end; ++c) {
+      const View own = own_view(op, c);
+      if (end & (kWidth - 1))
+        clear(own, tile_of<T>(view, run, item.image, end >> kWidthBits, c) + (end & (kWidth - 1)),
+              (kWidth - (end & (kWidth - 1))) * sizeof(T));
+      clear_margin<T>(own, run, item.image, c, c + 1);
+    }
   }
-  if (op.kind == kExport) return;
-  // Behind the last row: what is left of its tile, then whole tiles.
-  const int64_t end = view.h * view.pitch;
-  for (int64_t c = item.begin; c < item.end; ++c) {
-    const View own = own_view(op, c);
-    if (end & (kWidth - 1))
-      clear(own, tile_of<T>(view, run, item.image, end >> kWidthBits, c) + (end & (kWidth - 1)),
-            (kWidth - (end & (kWidth - 1))) * sizeof(T));
-    clear_margin<T>(own, run, item.image, c, c + 1);
-  }
-  if (number == 0) clear_own_front<T>(op, run);
 }
 
 }  // namespace

@@ -11,20 +11,20 @@ namespace {
 
 bool is_layer(const Op& op) { return op.kind == kLayer || op.kind == kDenseLayer; }
 
-int64_t items(const Op& op, const Run& run) {
-  return is_layer(op) ? Cut(op, run.threads).items() : row_items(op);
+int64_t items(const Op& op, const Run& run, const Step& step) {
+  return is_layer(op) ? Cut(op, step, run.threads).items() : row_items(op, step);
 }
 
-void run_item(const Op& op, const Run& run, int64_t item, float*) {
-  if (!is_layer(op)) return row_item(op, run, item);
+void run_item(const Op& op, const Run& run, const Step& step, int64_t item, float*) {
+  if (!is_layer(op)) return row_item(op, run, step, item);
   const bool is_dense = op.kind == kDenseLayer;
 #if defined(INT8)
   if (op.in.element == 1)
-    return (is_dense ? layer<Int8<true>> : layer<Int8<false>>)(op, run, item);
+    return (is_dense ? layer<Int8<true>> : layer<Int8<false>>)(op, run, step, item);
 #endif
   const bool is_wide = op.block_rows > Lanes::kSize;
   (is_dense ? layer<Floats<kDense>> : is_wide ? layer<Floats<kWideSparse>>
-                                              : layer<Floats<kSparse>>)(op, run, item);
+                                              : layer<Floats<kSparse>>)(op, run, step, item);
 }
 
 int64_t scratch(const Op&) { return 0; }

@@ -17,24 +17,24 @@ constexpr int kInt8Outputs = Int8<true>::kOutputs;
 constexpr int kInt8Outputs = 0;  // there are none
 #endif
 
-int64_t items(const Op& op, const Run& run) {
-  if (!is_layer(op)) return move_items(op);
+int64_t items(const Op& op, const Run& run, const Step& step) {
+  if (!is_layer(op)) return move_items(op, step);
   const Cut cut(op, op.in.element == 1 ? kInt8Outputs : kOutputs, run.threads);
-  return cut.tiles * op.out.n * cut.chunks;
+  return (step.end - step.begin) * cut.chunks;
 }
 
-void run_item(const Op& op, const Run& run, int64_t item, float* scratch) {
+void run_item(const Op& op, const Run& run, const Step& step, int64_t item, float* scratch) {
   if (!is_layer(op)) {
     const View& view = op.kind == kExport ? op.in : op.out;
-    return view.element == 1 ? move_item(op, run, item, reinterpret_cast<uint8_t*>(scratch))
-                             : move_item(op, run, item, scratch);
+    return view.element == 1 ? move_item(op, run, step, item, reinterpret_cast<uint8_t*>(scratch))
+                             : move_item(op, run, step, item, scratch);
   }
   const bool is_dense = op.kind == kDenseLayer;
 #if LANES == 8
   if (op.in.element == 1)
-    return (is_dense ? layer<Int8<true>> : layer<Int8<false>>)(op, run, item, scratch);
+    return (is_dense ? layer<Int8<true>> : layer<Int8<false>>)(op, run, step, item, scratch);
 #endif
-  (is_dense ? layer<Floats<true>> : layer<Floats<false>>)(op, run, item, scratch);
+  (is_dense ? layer<Floats<true>> : layer<Floats<false>>)(op, run, step, item, scratch);
 }
 
 int64_t scratch(const Op& op) {

@@ -1,4 +1,4 @@
-// The C interface: which instruction sets there are, and operators run one after the other.
+// The C interface: which instruction sets there are, and operators run step after step.
 
 #include <chrono>
 
@@ -47,10 +47,10 @@ void maxq_describe(int64_t number, int64_t* to) {
 // Bytes of an operator, so that its mirror is checked.
 int64_t maxq_op_bytes() { return sizeof(maxq::Op); }
 
-// Runs operators on memory of `arena` and tensors outside; microseconds (null, or one for
-// each operator) tells how long each took.
-void maxq_run(int64_t number, const maxq::Op* ops, int64_t count, char* arena,
-              float* const* externals, int64_t threads, double* microseconds) {
+// Runs steps of operators on memory of `arena` and tensors outside; how long each operator took is
+// added to microseconds (null, or one for each).
+void maxq_run(int64_t number, const maxq::Op* ops, const maxq::Step* steps, int64_t count,
+              char* arena, float* const* externals, int64_t threads, double* microseconds) {
   const maxq::Kernels& chosen = kernels(number);
   const maxq::Run run{arena, externals, threads};
   using Clock = std::chrono::steady_clock;
@@ -58,16 +58,20 @@ void maxq_run(int64_t number, const maxq::Op* ops, int64_t count, char* arena,
   const auto stop = [&](int64_t i) {
     const auto now = Clock::now();
     if (microseconds && i >= 0)
-      microseconds[i] = std::chrono::duration<double, std::micro>(now - before).count();
+      microseconds[steps[i].op] +=
+          std::chrono::duration<double, std::micro>(now - before).count();
     before = now;
   };
   maxq::run_jobs(
       count,
       [&](int64_t i) {
         stop(i - 1);
-        const maxq::Op& op = ops[i];
-        return maxq::Job{chosen.items(op, run),
-                         [&](int64_t item, float* scratch) { chosen.run_item(op, run, item, scratch); },
+        const maxq::Step& step = steps[i];
+        const maxq::Op& op = ops[step.op];
+        return maxq::Job{chosen.items(op, run, step),
+                         [&](int64_t item, float* scratch) {
+                           chosen.run_item(op, run, step, item, scratch);
+                         },
                          chosen.scratch(op)};
       },
       threads);

@@ -65,10 +65,10 @@ void clear_own_border(const Op& op, const Run& run) {
 struct Piece {
   static constexpr int64_t kLength = 64;
   int64_t image, y, begin, end;  // pixels of a row
-  Piece(const View& view, int64_t item) {
-    const int64_t pieces = divide_up(view.w, kLength);
-    image = item / pieces / view.h;
-    y = item / pieces % view.h;
+  Piece(const View& view, const Step& step, int64_t item) {
+    const int64_t pieces = divide_up(view.w, kLength), row = step.begin + item / pieces;
+    image = row / view.h;
+    y = row % view.h;
     begin = item % pieces * kLength;
     end = begin + kLength < view.w ? begin + kLength : view.w;
   }
@@ -159,15 +159,15 @@ void convert_row(const Op& op, const Run& run, const Piece& at) {
   }
 }
 
-int64_t row_items(const Op& op) {
+int64_t row_items(const Op& op, const Step& step) {
   const View& view = op.kind == kExport ? op.in : op.out;
-  return view.n * view.h * divide_up(view.w, Piece::kLength);
+  return (step.end - step.begin) * divide_up(view.w, Piece::kLength);
 }
 
 // T: of what is inside, of the result where both are.
 template <typename T>
-void row_item_of(const Op& op, const Run& run, int64_t item) {
-  const Piece piece(op.kind == kExport ? op.in : op.out, item);
+void row_item_of(const Op& op, const Run& run, const Step& step, int64_t item) {
+  const Piece piece(op.kind == kExport ? op.in : op.out, step, item);
   switch (op.kind) {
     case kMaxPool: pool_row<T>(op, run, piece); break;
     case kAdd: add_row<T>(op, run, piece); break;
@@ -175,13 +175,13 @@ void row_item_of(const Op& op, const Run& run, int64_t item) {
     case kConvert: convert_row<T>(op, run, piece); break;
     default: exchange_row<T>(op, run, piece);
   }
-  if (item == 0 && op.kind != kExport)
+  if (step.begin + item == 0 && op.kind != kExport)
     op.scales ? clear_own_border(op, run) : clear_border<T>(op.out, run);
 }
 
-void row_item(const Op& op, const Run& run, int64_t item) {
+void row_item(const Op& op, const Run& run, const Step& step, int64_t item) {
   const View& view = op.kind == kExport ? op.in : op.out;
-  (view.element == 1 ? row_item_of<uint8_t> : row_item_of<float>)(op, run, item);
+  (view.element == 1 ? row_item_of<uint8_t> : row_item_of<float>)(op, run, step, item);
 }
 
 }  // namespace

@@ -25,6 +25,10 @@ struct View {
   int64_t front;           // bytes before the first image that are 0
   int64_t element;         // bytes of an element: 4, float, or 1
   int64_t zero;            // the byte that stands for 0; of floats 0
+  // Tile i, counted with the margins through all images, lies at place i & ring. -1: each has its
+  // own; 2^k - 1: as many are kept, in turn, of a value whose readers follow its maker; pixels in
+  // lanes only.
+  int64_t ring;
 };
 
 enum Kind : int64_t { kImport, kExport, kLayer, kDenseLayer, kMaxPool, kAdd, kUpsample, kConvert };
@@ -51,6 +55,12 @@ struct Op {
   float factor, other_factor, offset;
 };
 
+// Units begin to end of an operator: tiles of all images, of layers whose lanes are pixels; else
+// rows of all images. Steps run one after the other; mirrored in library.py.
+struct Step {
+  int64_t op, begin, end;
+};
+
 struct Run {
   char* arena;
   float* const* externals;
@@ -63,9 +73,9 @@ struct Kernels {
   int64_t outputs, int8_outputs;  // output channels side by side; 0: no such kernels
   int64_t width;    // pixels of a tile
   int64_t unit;     // bytes that the channels of a pixel side by side are padded to a multiple of
-  // Number of independent items of an operator; run_item does one of them, with memory of its own.
-  int64_t (*items)(const Op& op, const Run& run);
-  void (*run_item)(const Op& op, const Run& run, int64_t item, float* scratch);
+  // Number of independent items of a step; run_item does one of them, with memory of its own.
+  int64_t (*items)(const Op& op, const Run& run, const Step& step);
+  void (*run_item)(const Op& op, const Run& run, const Step& step, int64_t item, float* scratch);
   int64_t (*scratch)(const Op& op);  // floats
 };
 

@@ -7,8 +7,6 @@
 namespace maxq {
 namespace {
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 constexpr int kVector = Lanes::kSize * sizeof(float);  // bytes
 constexpr int kCacheLine = 64;
 
@@ -80,44 +78,64 @@ struct Picked {
   }
 };
 
+// Where the tiles of an image of the input are: tile i at place (first + i) & ring.
+template <typename T>
+struct Source {
+  const T* places;
+  int32_t first, ring;
+  Source(const View& view, const Run& run, int64_t image) {
+    const bool is_ring = view.ring >= 0;
+    places = is_ring ? reinterpret_cast<const T*>(run.arena + view.offset)
+                     : tile_of<T>(view, run, image, 0, 0);
+    first = is_ring ? static_cast<int32_t>(image * (view.tiles + view.margin) & view.ring) : 0;
+    ring = static_cast<int32_t>(view.ring);
+  }
+  int32_t place(int32_t tile) const { return (first + tile) & ring; }
+};
+
 // All rows of a tile by lines of the input, where that is faster; see tiles_int8.h.
 template <typename T>
 struct Lines {
   static bool fits(const Op&) { return false; }
-  static void gather(const Op&, const T*, int64_t, T*) {}
+  static void gather(const Op&, const Source<T>&, int64_t, T*) {}
 };
 
 // Copies the inputs of rows begin to end (kernel position, then channel) of a tile; writes up to a
 // row more.
 template <typename T>
-void gather(const Op& op, const T* image, const Tile<T>& tile, int64_t begin, int64_t end, T* to) {
+void gather(const Op& op, const Source<T>& source, const Tile<T>& tile, int64_t begin, int64_t end,
+            T* to) {
   const int64_t size = op.in.c * kWidth;  // of a tile in the input
   for (int64_t row = begin; row < end;) {
     const int64_t position = row / op.in.c, channel = row % op.in.c;
     const int64_t y = position / op.kernel[1] * op.dilation[0] - op.padding[0];
     const int64_t x = position % op.kernel[1] * op.dilation[1] - op.padding[1];
     const int64_t last = end - row < op.in.c - channel ? end : row + op.in.c - channel;
-    const T* from = image + channel * kWidth;
+    const T* const places = source.places + channel * kWidth;
     if (tile.is_flat) {
       // The end of one tile and the beginning of the next.
       const int64_t pixel = tile.first + y * op.in.pitch + x;
       const int64_t index = floor_divide(pixel, kWidth), skipped = pixel - index * kWidth;
-      from += index * size;
+      const T* from = places + source.place(static_cast<int32_t>(index)) * size;
       if (skipped == 0) {
         for (; row < last; ++row, from += kWidth, to += kWidth)
           copy_vectors(from, to, kWidth * sizeof(T));
       } else {
+        const T* next = places + source.place(static_cast<int32_t>(index) + 1) * size;
         const Joined<T> joined(skipped);
-        for (; row < last; ++row, from += kWidth, to += kWidth) joined.copy(from, from + size, to);
+        for (; row < last; ++row, from += kWidth, next += kWidth, to += kWidth)
+          joined.copy(from, next, to);
       }
     } else {
       int32_t at[kWidth];
       const int32_t shift = static_cast<int32_t>(y * op.in.pitch + x);
       for (int i = 0; i < kWidth; ++i) {
         const int32_t pixel = tile.at[i] + shift;  // >> and & round down, also below 0
-        at[i] = (pixel >> kWidthBits) * static_cast<int32_t>(size) + (pixel & (kWidth - 1));
+        at[i] = source.place(pixel >> kWidthBits) * static_cast<int32_t>(size) +
+                (pixel & (kWidth - 1));
       }
       const Picked<T> picked(at);
+      const T* from = places;
       for (; row < last; ++row, from += kWidth, to += kWidth) picked.copy(from, to);
     }
   }
@@ -143,12 +161,13 @@ struct Group {
 // memory for; prepare, which may rearrange a block of inputs into that memory; weights, of an output
 // among so many rows; multiply.
 template <typename Kernel>
-void layer(const Op& op, const Run& run, int64_t item, float* scratch) {
+void layer(const Op& op, const Run& run, const Step& step, int64_t item, float* scratch) {
   using T = typename Kernel::T;
   constexpr int kOutputs = Kernel::kOutputs;
   const Cut cut(op, kOutputs, run.threads);
-  const int64_t tile_index = item % cut.tiles, image = item / cut.tiles % op.out.n;
-  const int64_t chunk = item / cut.tiles / op.out.n;
+  const int64_t unit = step.begin + item % (step.end - step.begin);
+  const int64_t tile_index = unit % cut.tiles, image = unit / cut.tiles;
+  const int64_t chunk = item / (step.end - step.begin);
   const int64_t begin = chunk * cut.chunk_groups;
   const int64_t end = begin + cut.chunk_groups < cut.groups ? begin + cut.chunk_groups : cut.groups;
   Tile<T> tile;
@@ -158,7 +177,7 @@ void layer(const Op& op, const Run& run, int64_t item, float* scratch) {
                          op.padding[0] == 0 && op.padding[1] == 0;
   T* inputs = reinterpret_cast<T*>(scratch);
   auto* sums = reinterpret_cast<typename Kernel::Sum*>(inputs + Kernel::rows(op) * kWidth);
-  const T* from = tile_of<T>(op.in, run, image, 0, 0);
+  const Source<T> source(op.in, run, image);
 
   typename Kernel::Group group;
   group.op = &op;
@@ -166,15 +185,15 @@ void layer(const Op& op, const Run& run, int64_t item, float* scratch) {
   for (int64_t row = 0; row < all_rows; row += op.block_rows) {
     const int64_t rows = all_rows - row < op.block_rows ? all_rows - row : op.block_rows;
     if (is_direct) {
-      group.inputs = from + (tile_index * op.in.c + row) * kWidth;
+      group.inputs = tile_of<T>(op.in, run, image, tile_index, row);
       const auto* bytes = reinterpret_cast<const char*>(group.inputs);
       for (int64_t i = 0; i < rows * kWidth * static_cast<int64_t>(sizeof(T)); i += kCacheLine)
         __builtin_prefetch(bytes + i);
     } else {
       if (Lines<T>::fits(op) && rows == all_rows)
-        Lines<T>::gather(op, from, tile.first, inputs);
+        Lines<T>::gather(op, source, tile.first, inputs);
       else
-        gather(op, from, tile, row, row + rows, inputs);
+        gather(op, source, tile, row, row + rows, inputs);
       group.inputs = inputs;
     }
     Kernel::prepare(group, inputs, rows);
@@ -191,8 +210,10 @@ void layer(const Op& op, const Run& run, int64_t item, float* scratch) {
       group.sums = sums + (g - begin) * kOutputs * kWidth;
       group.residual = op.other.pitch == 0 ? nullptr
                        : tile_of<T>(op.other, run, image, tile_index, group.output);
-      group.out = tile_of<char>(op.out, run, image, 0, 0) +
-                  (tile_index * op.out.c + group.output) * kWidth * op.out.element;
+      group.out = op.out.element == 1
+                      ? tile_of<char>(op.out, run, image, tile_index, group.output)
+                      : reinterpret_cast<char*>(
+                            tile_of<float>(op.out, run, image, tile_index, group.output));
       Kernel::multiply(group);
     }
   }
@@ -201,7 +222,7 @@ void layer(const Op& op, const Run& run, int64_t item, float* scratch) {
     const auto clear = op.out.element == 1 ? clear_margin<uint8_t> : clear_margin<float>;
     clear(op.out, run, image, begin * kOutputs, last);
   }
-  if (item == 0) clear_front(op.out, run);
+  if (unit == 0 && chunk == 0) clear_front(op.out, run);
 }
 
 }  // namespace

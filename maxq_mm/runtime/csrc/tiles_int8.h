@@ -79,12 +79,14 @@ struct Lines<uint8_t> {
   }
 
   // A pixel of the first output is at kBefore, and there may be anything around what is asked for.
-  static void read(const View& in, const uint8_t* channel, int64_t pixel, int64_t count, uint8_t* to) {
-    const int64_t index = floor_divide(pixel, kWidth), skipped = pixel - index * kWidth;
-    const uint8_t* from = channel + index * in.c * kWidth;
+  static void read(const Source<uint8_t>& source, int64_t tile_size, int64_t channel, int64_t pixel,
+                   int64_t count, uint8_t* to) {
+    const int64_t first = floor_divide(pixel, kWidth), skipped = pixel - first * kWidth;
+    const uint8_t* places = source.places + channel * kWidth;
+    auto index = static_cast<int32_t>(first);
     to += kBefore - skipped;
-    for (int64_t x = -skipped; x < count; x += kWidth, from += in.c * kWidth, to += kWidth)
-      store(load(from), to);
+    for (int64_t x = -skipped; x < count; x += kWidth, ++index, to += kWidth)
+      store(load(places + source.place(index) * tile_size), to);
   }
 
   static Bytes every_second(const uint8_t* from) {
@@ -94,7 +96,7 @@ struct Lines<uint8_t> {
     return _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
   }
 
-  static void gather(const Op& op, const uint8_t* image, int64_t first, uint8_t* to) {
+  static void gather(const Op& op, const Source<uint8_t>& source, int64_t first, uint8_t* to) {
     const int64_t channels = op.in.c, pitch = op.out.pitch;
     uint8_t lines[kMost * kSize];
     // Rows of outputs that the tile has pixels of.
@@ -108,7 +110,7 @@ struct Lines<uint8_t> {
         for (int64_t ky = 0; ky < op.kernel[0]; ++ky) {
           const int64_t row = y * op.stride[0] + ky * op.dilation[0] - op.padding[0];
           for (int64_t c = 0; c < channels; ++c)
-            read(op.in, image + c * kWidth, row * op.in.pitch + 2 * x - op.padding[1], count,
+            read(source, channels * kWidth, c, row * op.in.pitch + 2 * x - op.padding[1], count,
                  lines + (ky * channels + c) * kSize);
         }
         write(op, lines, begin, to);
