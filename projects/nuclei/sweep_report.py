@@ -19,6 +19,7 @@ from mmengine.config import Config
 from sweep_plots import draw_curves, draw_sparsity
 from sweep_scores import (
     CONFIDENCE,
+    RATE,
     Groups,
     group,
     half_width,
@@ -52,10 +53,18 @@ def difference(values: np.ndarray) -> tuple[str, str]:
     return f'{values.mean():+.1f} ± {width:.1f}', verdict
 
 
+def rates(groups: Groups) -> dict[tuple[str, str | None], float]:
+    """The learning rate of each group; empty unless all but the starts set one, and they differ."""
+    found = {key: (next(iter(runs.values())).get('options') or {}).get(RATE)
+             for key, runs in groups.items() if key[0] != sweep_runs.START}
+    return found if None not in found.values() and len(set(found.values())) > 1 else {}
+
+
 def table(groups: Groups, reference: str, names: list[str]) -> str:
     """The comparison of the scores ``names`` as Markdown."""
     kinds = [name.split('_')[0] for name in names]
-    head = ['pattern', 'method', 'n', *(f'{kind} mAP' for kind in kinds),
+    rate = rates(groups)
+    head = ['pattern', 'method', *['lr'] * bool(rate), 'n', *(f'{kind} mAP' for kind in kinds),
             *(f'{kind} − {reference}' for kind in kinds), 'in words']
     rows = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for method, pattern in sorted(groups, key=order):
@@ -64,7 +73,8 @@ def table(groups: Groups, reference: str, names: list[str]) -> str:
         if method != reference:
             against = groups.get((reference, pattern), {})
             compared = [difference(paired(runs, against, score)) for score in names]
-        cells = [pattern or '', method, len(runs),
+        shown = f'{rate[method, pattern]:g}' if (method, pattern) in rate else ''
+        cells = [pattern or '', method, *[shown] * bool(rate), len(runs),
                  *(spread(scores(runs, score)) for score in names),
                  *(text for text, _ in compared),
                  in_words(dict(zip(kinds, (said for _, said in compared), strict=True)))]

@@ -16,6 +16,7 @@ from maxq_mm import cli
 from maxq_mm.functional.pattern import Pattern
 
 CONFIDENCE = 0.95
+RATE = 'optim_wrapper.optimizer.lr'  # what a spec's options set it by
 _KEYS = {'name', 'method', 'pattern', 'seed', 'start', 'iterations', 'scores', 'curve',
          'train'}
 # Runs by (method, pattern), then by seed.

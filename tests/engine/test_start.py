@@ -21,11 +21,11 @@ def trained(tmp_path_factory):
     return work_dir
 
 
-def warnings_of(runner) -> list[str]:
+def warnings_of(runner, words: str = 'resumed with') -> list[str]:
     said = []
     runner.logger.warning = lambda message, *_: said.append(message)
     runner.train()
-    return [message for message in said if 'resumed with' in message]
+    return [message for message in said if words in message]
 
 
 @pytest.mark.parametrize(('change', 'named'), [
@@ -114,6 +114,16 @@ def test_a_bare_or_prefixed_state_dict_fits(tmp_path):
     torch.save(state, tmp_path / 'bare.pth')
     make_runner(tmp_path / 'work', [HOOK], epochs=2, load_from=str(tmp_path / 'bare.pth')).train()
     assert (tmp_path / 'work/epoch_2.pth').is_file()
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+    (dict(), ['MaxQ: 1 layers keep fewer than 8 weights for each output, such as backbone.3 '
+              '(1:8: 2); consider to exclude them']),
+    (dict(overrides={'backbone.3': '1:2'}), []), (dict(exclude=('backbone.3', )), [])])
+def test_few_weights_for_an_output_are_said(tmp_path, change, said):
+    """backbone.0 keeps 9 of an output's 72 weights, backbone.3 keeps 2, or 8, of 16."""
+    runner = make_runner(tmp_path, [{**HOOK, 'pattern': '1:8', **change}], epochs=2)
+    assert warnings_of(runner, 'keep fewer than') == said
 
 
 class PastLayer(Classifier):

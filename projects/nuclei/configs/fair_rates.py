@@ -1,0 +1,34 @@
+"""Each method at each learning rate of a grid, with AdamW and SGD: fair.py takes the best ones.
+
+All layers but the predicting ones are sparse. Seed 0 chooses; fair.py reports other seeds. In order
+of worth; a method whose best rate is at an edge of its grid needs another rate beyond it.
+"""
+start = 'dense_mask_rcnn_r18.py'
+config = 'maxq_mask_rcnn_r18.py'
+
+everywhere = dict(include=())
+plain = dict(everywhere, axes=(), ramp=None)
+changes = {
+    'SR-STE': plain,
+    'MaxQ': everywhere,
+    'filter query': dict(everywhere, axes=('filter', )),
+    'fading': dict(everywhere, axes=(), ramp=dict(
+        type='cubic', begin=0, end=5, by_epoch=True, fade=True)),
+    'STE': dict(plain, decay=0.),
+    'dense': None,
+}
+optimizers = {  # settings, and a grid whose middle comes first
+    'AdamW': (dict(type='AdamW', weight_decay=1e-2), (1e-3, 2e-3, 5e-4, 4e-3, 2.5e-4)),
+    'SGD': (dict(type='SGD', momentum=0.9, weight_decay=1e-4), (0.02, 0.04, 0.01, 0.08, 0.005)),
+}
+methods, runs = {}, []
+for optimizer, (settings, rates) in optimizers.items():
+    for pattern in ('1:16', '1:8'):
+        for rate in rates:
+            names = [f'{method}, {optimizer}, lr {rate:g}' for method in changes]
+            methods.update(zip(names, changes.values(), strict=True))
+            runs.append(dict(
+                methods=names, patterns=[pattern], seeds=[0],
+                options={f'optim_wrapper.optimizer.{key}': value
+                         for key, value in dict(settings, lr=rate).items()}))
+del changes, optimizers, optimizer, settings, rates, pattern, rate, names
