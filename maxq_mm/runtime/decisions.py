@@ -30,7 +30,8 @@ class LayerDecision:
     """How a layer is computed, by its weight's name; '': it is no parameter of the model.
 
     Of an int8 layer, by output channels, ``scales`` are those of its integers, and the model's
-    weight is the same integers times ``factors``: a batch norm stands between them.
+    weight is the same integers times ``factors``: a batch norm stands between them. A transposed
+    convolution has no ``factors``.
     """
 
     weight: str

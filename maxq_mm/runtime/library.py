@@ -145,4 +145,4 @@ def _load(emulated: bool) -> ctypes.CDLL:
 
 KINDS = {name: number for number, name in enumerate(
     ('import', 'export', 'layer', 'dense layer', 'max pool', 'add', 'upsample',
-     'convert'))}
+     'convert', 'depth to space'))}

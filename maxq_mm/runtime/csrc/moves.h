@@ -192,6 +192,28 @@ void upsample_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_
   write_row(out, run, image, c, y, line);
 }
 
+// A block of pixels from the channels of one: channel (i * block width + j) * out.c + c of a pixel
+// becomes channel c of the block's pixel (i, j).
+template <typename T>
+void depth_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y, T* scratch) {
+  const int64_t high = op.stride[0], wide = op.stride[1], from = op.in.w, size = line_size(op);
+  T *line = scratch, *even = scratch + size, *odd = even + size;
+  const auto read = [&](int64_t j, T* to) {
+    read_row(op.in, run, image, (y % high * wide + j) * op.out.c + c, y / high, to);
+  };
+  if (wide == 2) {  // most often: known, it becomes vectors
+    read(0, even);
+    read(1, odd);
+    for (int64_t x = 0; x < from; ++x) line[2 * x] = even[x], line[2 * x + 1] = odd[x];
+  } else {
+    for (int64_t j = 0; j < wide; ++j) {
+      read(j, even);
+      for (int64_t x = 0; x < from; ++x) line[x * wide + j] = even[x];
+    }
+  }
+  write_row(op.out, run, image, c, y, line);
+}
+
 // From floats to bytes, or back.
 template <typename T>
 void convert_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y, T* scratch) {
@@ -221,10 +243,11 @@ template <typename T>
 void move_item(const Op& op, const Run& run, int64_t number, T* scratch) {
   const View& view = op.kind == kExport ? op.in : op.out;
   const Item item(view, number);
-  const auto row = op.kind == kMaxPool   ? pool_row<T>
-                   : op.kind == kAdd     ? add_row<T>
-                   : op.kind == kConvert ? convert_row<T>
-                                         : upsample_row<T>;
+  const auto row = op.kind == kMaxPool        ? pool_row<T>
+                   : op.kind == kAdd          ? add_row<T>
+                   : op.kind == kConvert      ? convert_row<T>
+                   : op.kind == kDepthToSpace ? depth_row<T>
+                                              : upsample_row<T>;
   for (int64_t y = 0; y < view.h; ++y) {
     if (op.kind == kImport) exchange<T, true>(op, run, item, y, scratch);
     if (op.kind == kExport) exchange<T, false>(op, run, item, y, scratch);

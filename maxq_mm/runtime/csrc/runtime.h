@@ -27,7 +27,8 @@ struct View {
   int64_t zero;            // the byte that stands for 0; of floats 0
 };
 
-enum Kind : int64_t { kImport, kExport, kLayer, kDenseLayer, kMaxPool, kAdd, kUpsample, kConvert };
+enum Kind : int64_t { kImport, kExport, kLayer, kDenseLayer, kMaxPool, kAdd, kUpsample, kConvert,
+                     kDepthToSpace };
 
 // One operator. Mirrored in library.py.
 struct Op {
@@ -36,7 +37,7 @@ struct Op {
   View in, other, out;       // other: residual, second summand; pitch 0 if there is none
   int64_t external;          // import, export: which tensor outside
   int64_t strides[4];        // import, export: of it, (N, C, H, W)
-  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  int64_t kernel[2], stride[2], padding[2], dilation[2];  // depth to space: stride is the block
   int64_t block_rows;        // inputs that are worked on at a time; channels permuted as one
   int64_t steps;             // weights of an output in such a block
   const void* values;        // float or int8; see arrange.py
