@@ -192,26 +192,50 @@ void upsample_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_
   write_row(out, run, image, c, y, line);
 }
 
+// Depth to space: how many rows of its input are worked on at a time, and elements of those, or of
+// what becomes of them.
+int64_t depth_rows(const Op& op) {
+  const int64_t rows = 256 / (op.stride[0] * op.out.pitch);
+  return rows > 1 ? rows : 1;
+}
+int64_t depth_size(const Op& op) {
+  const int64_t wide = op.stride[0] * op.out.pitch;
+  return depth_rows(op) * (op.in.pitch > wide ? op.in.pitch : wide);
+}
+
 // A block of pixels from the channels of one: channel (i * block width + j) * out.c + c of a pixel
-// becomes channel c of the block's pixel (i, j).
+// becomes channel c of the block's pixel (i, j). Here rows of the input from y on.
 template <typename T>
-void depth_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y, T* scratch) {
-  const int64_t high = op.stride[0], wide = op.stride[1], from = op.in.w, size = line_size(op);
-  T *line = scratch, *even = scratch + size, *odd = even + size;
-  const auto read = [&](int64_t j, T* to) {
-    read_row(op.in, run, image, (y % high * wide + j) * op.out.c + c, y / high, to);
+void depth_to_space(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y, T* scratch) {
+  const View &in = op.in, &out = op.out;
+  const int64_t high = op.stride[0], wide = op.stride[1], width = in.w, size = depth_size(op);
+  const int64_t left = in.h - y, pitch = out.pitch, in_pitch = in.pitch;
+  const int64_t rows = left < depth_rows(op) ? left : depth_rows(op);
+  T *lines = scratch, *even = scratch + size, *odd = even + size;
+  std::memset(lines, static_cast<int>(out.zero), rows * high * pitch * sizeof(T));
+  const auto read = [&](int64_t channel, T* to) {
+    for_parts<T>(in, run, image, channel, y, rows * in_pitch,
+                 [&](const T* part, int64_t x, int64_t length) { copy(part, to + x, length); });
   };
-  if (wide == 2) {  // most often: known, it becomes vectors
-    read(0, even);
-    read(1, odd);
-    for (int64_t x = 0; x < from; ++x) line[2 * x] = even[x], line[2 * x + 1] = odd[x];
-  } else {
-    for (int64_t j = 0; j < wide; ++j) {
-      read(j, even);
-      for (int64_t x = 0; x < from; ++x) line[x * wide + j] = even[x];
+  for (int64_t i = 0; i < high; ++i)
+    for (int64_t j = 0; j < wide; j += 2) {
+      const bool has_odd = j + 1 < wide;
+      read((i * wide + j) * out.c + c, even);
+      if (has_odd) read((i * wide + j + 1) * out.c + c, odd);
+      for (int64_t row = 0; row < rows; ++row) {
+        T* line = lines + (row * high + i) * pitch + j;
+        const T *a = even + row * in_pitch, *b = odd + row * in_pitch;
+        if (wide == 2)  // most often: known, it becomes vectors
+          for (int64_t x = 0; x < width; ++x) line[2 * x] = a[x], line[2 * x + 1] = b[x];
+        else
+          for (int64_t x = 0; x < width; ++x) {
+            line[x * wide] = a[x];
+            if (has_odd) line[x * wide + 1] = b[x];
+          }
+      }
     }
-  }
-  write_row(op.out, run, image, c, y, line);
+  for_parts<T>(out, run, image, c, y * high, rows * high * pitch,
+               [&](T* part, int64_t x, int64_t length) { copy(lines + x, part, length); });
 }
 
 // From floats to bytes, or back.
@@ -235,6 +259,7 @@ int64_t move_items(const Op& op) {
 int64_t move_scratch(const Op& op) {
   if (op.kind == kImport || op.kind == kExport)
     return kMoved * (op.kind == kImport ? op.out : op.in).pitch;
+  if (op.kind == kDepthToSpace) return 3 * depth_size(op);
   return 3 * line_size(op);
 }
 
@@ -246,9 +271,11 @@ void move_item(const Op& op, const Run& run, int64_t number, T* scratch) {
   const auto row = op.kind == kMaxPool        ? pool_row<T>
                    : op.kind == kAdd          ? add_row<T>
                    : op.kind == kConvert      ? convert_row<T>
-                   : op.kind == kDepthToSpace ? depth_row<T>
+                   : op.kind == kDepthToSpace ? depth_to_space<T>
                                               : upsample_row<T>;
-  for (int64_t y = 0; y < view.h; ++y) {
+  const bool is_depth = op.kind == kDepthToSpace;
+  const int64_t height = is_depth ? op.in.h : view.h, step = is_depth ? depth_rows(op) : 1;
+  for (int64_t y = 0; y < height; y += step) {
     if (op.kind == kImport) exchange<T, true>(op, run, item, y, scratch);
     if (op.kind == kExport) exchange<T, false>(op, run, item, y, scratch);
     if (op.kind == kImport || op.kind == kExport) continue;
