@@ -114,7 +114,7 @@ class _Observed:
         self.compiled = Compiled(part.trace, dict.fromkeys(layers_of(part.trace), TORCH), None)
         read = {arg for node in graph.nodes if fits(node) for arg in node.all_input_nodes}
         self.names = {place: node.name for place, node in enumerate(graph.nodes)
-                      if (node in read or fits(node)) and isinstance(node.meta.get('val'), Tensor)
+                      if (node in read or fits(node)) and 'val' in node.meta
                       and node.op != 'get_attr' and node.meta['val'].dtype == torch.float32}
         self.seen: dict[str, list[Tensor]] = defaultdict(list)  # in this image
         self.rows: dict[str, list[tuple]] = defaultdict(list)  # of all images

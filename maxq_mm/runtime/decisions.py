@@ -53,7 +53,8 @@ class PartDecision:
 
     ``structure`` is how the arguments are put together of tensors of ``shapes``, as torch's pytree
     writes it; ``layers`` are in the order of the graph. ``quantizations`` are scale and zero point
-    of values that may be bytes, by names of nodes of the graph with this ``fingerprint``.
+    of values that may be bytes, by names of nodes of the graph with this ``fingerprint``; ``graph``
+    is that graph, if it has a form of :mod:`.graphs`.
     """
 
     place: Place
@@ -62,6 +63,7 @@ class PartDecision:
     layers: tuple[LayerDecision, ...]
     fingerprint: str = ''
     quantizations: tuple[tuple[str, float, int], ...] = ()
+    graph: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Decisions:
                                                 'factors': tuple(layer['factors'])})
                                for layer in part['layers']),
                          part['fingerprint'],
-                         tuple(tuple(value) for value in part['quantizations']))
+                         tuple(tuple(value) for value in part['quantizations']), part['graph'])
             for part in plain['parts'])
         return cls(**{**plain, 'parts': parts})
 

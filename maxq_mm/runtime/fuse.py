@@ -129,7 +129,7 @@ def _tiles(x: fx.Node, weight: Tensor, stride: tuple = (1, 1), padding: tuple = 
            output_padding: tuple = (0, 0), groups: int = 1, dilation: tuple = (1, 1)) -> bool:
     """Whether the blocks of a transposed convolution lie side by side, and are all there is."""
     value = x.meta.get('val')
-    return (isinstance(value, Tensor) and value.ndim == 4 and groups == 1
+    return (value is not None and value.ndim == 4 and groups == 1
             and _pair(stride) == tuple(weight.shape[2:]) and _pair(dilation) == (1, 1)
             and not any((*padding, *output_padding)))
 
@@ -183,11 +183,7 @@ def _is_sum(add: fx.Node) -> bool:
 def same_shape(*nodes: fx.Node) -> bool:
     """Whether nodes are tensors of one shape and type at any size of the inputs."""
     values = [node.meta.get('val') for node in nodes]
-    if not all(isinstance(value, Tensor) for value in values):
-        return False
-    return all(value.dtype == values[0].dtype and value.ndim == values[0].ndim
-               and all(str(a) == str(b) for a, b in zip(value.shape, values[0].shape, strict=True))
-               for value in values)
+    return None not in values and all(value == values[0] for value in values)
 
 
 def _affine(norm: fx.Node, trace: Trace) -> tuple[Tensor, Tensor] | None:

@@ -44,7 +44,7 @@ def lower(nodes: list[fx.Node], choices: Choices, packed: Packed, results: set[f
         if all(reads_bytes(user, choices) for user in node.users if user in members):
             values.as_bytes.add(node)
         values.set(node, values.program.input(
-            int(node.meta['val'].shape[1]), ndim(node) == 2,
+            node.meta['val'].channels, ndim(node) == 2,
             quantizations[node.name] if node in values.as_bytes else None))
     layers: dict[int, Layer] = {}  # by the operators that they are
     with_int8 = any(reads_bytes(node, choices) for node in nodes)

@@ -38,7 +38,7 @@ from .patterns import sparsest
 from .rebuild import rebuild
 from .served_config import check_types, for_inference
 
-FORMAT = Format('maxq_accelerated', 1, 'an accelerated file',
+FORMAT = Format('maxq_accelerated', 2, 'an accelerated file',
                 'load it with maxq_mm.load_accelerated, or test it with tools/test.py')
 _PACKAGES = ('maxq_mm', 'torch', 'mmengine', 'mmcv', 'mmdet')
 _HOW = 'tools/accelerate.py CONFIG CHECKPOINT OUT makes one of a folded checkpoint'
@@ -206,14 +206,17 @@ def load_accelerated(path: str | Path) -> nn.Module:
     return model
 
 
-def use_decisions(model: nn.Module, decisions: Decisions, path: str | Path) -> None:
+def use_decisions(model: nn.Module, decisions: Decisions, path: str | Path, anew: bool = False
+                  ) -> None:
     """Accelerate a model with the weights of ``path`` as was decided; warns of what is otherwise.
+
+    ``anew``: the model is of another config, which may compute otherwise with them.
 
     Raises:
         InputError: another model than the file's.
     """
     try:
-        problems = rebuild(model, decisions)
+        problems = rebuild(model, decisions, anew)
     except InputError as error:
         raise InputError(f'{path} does not fit the model: {error}') from error
     if problems:
