@@ -28,7 +28,7 @@ class Mixed(nn.Module):
         y = self.norm(self.conv(x)).relu()
         z = nn.functional.interpolate(y, size=(y.shape[2] * 3 + 1, y.shape[3]))
         return {'maps': [self.up(y), z, z.flatten(2).mean(2, dtype=torch.float32)],
-                'rows': (self.fc(rows) * scale, y.reshape(len(y), -1).softmax(-1))}
+                'rows': (self.fc(rows) * scale, y.flatten(1).softmax(-1))}
 
 
 @pytest.fixture(scope='module')
