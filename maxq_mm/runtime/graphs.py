@@ -69,12 +69,17 @@ class Guards(NamedTuple):
 
     @classmethod
     def parse(cls, comparisons: Sequence[str]) -> 'Guards':
-        return cls(tuple(comparisons),
-                   tuple(ast.parse(one, mode='eval').body for one in comparisons))
+        """Raises NotPlain for comparisons unlike these."""
+        try:
+            parsed = tuple(ast.parse(one, mode='eval').body for one in comparisons)
+            for one in parsed:  # of any sizes, to see what they are made of
+                _evaluated(one, [(7, ) * 8] * 64)
+        except Exception as error:  # whatever the text is
+            raise NotPlain(f'comparisons of sizes: {first_line(error)}') from error
+        return cls(tuple(comparisons), parsed)
 
     def __call__(self, *tensors: Tensor) -> None:
-        """Raises AssertionError for tensors of other sizes, NotPlain for comparisons unlike these.
-        """
+        """Raises AssertionError for tensors of other sizes."""
         shapes = [tuple(x.shape) for x in tensors]
         for text, one in zip(self.comparisons, self.parsed, strict=True):
             if not _evaluated(one, shapes):
@@ -104,14 +109,16 @@ def to_plain(trace: Trace, model: nn.Module) -> dict | None:
         for target, tensor in trace.tensors.items():
             if own.get(target) is not tensor:
                 raise NotPlain(f'{target} is no tensor of the model')
-        return dict(nodes=[
+        plain = dict(nodes=[
             (node.name, node.op, _name(node), _plain(node.args, places),
              [(key, _plain(value, places)) for key, value in node.kwargs.items()],
              _plain_value(node.meta.get('val'))) for node in trace.graph.nodes],
             guards=list(_guards(trace.guards).comparisons),
             results=pytree.treespec_dumps(trace.results))
-    except (NotPlain, NotImplementedError, ValueError, TypeError):  # structures torch cannot write
+        _restored(plain, model)
+    except Exception:  # torch's structures may hold anything; what cannot be read is not stored
         return None
+    return plain
 
 
 def from_plain(plain: dict, model: nn.Module) -> Trace:
@@ -121,36 +128,36 @@ def from_plain(plain: dict, model: nn.Module) -> Trace:
         InputError: it can never have been such a form, or was one of another model.
     """
     try:
-        graph, nodes, tensors = fx.Graph(), [], {}
-        own = _tensors(model)
-        for name, op, target, args, kwargs, value in plain['nodes']:
-            if op == 'get_attr':
-                tensors[target] = own[target]
-            elif op not in ('placeholder', 'call_function', 'output'):
-                raise NotPlain(f'an operation {op!r}')
-            node = graph.create_node(
-                op, _operator(target) if op == 'call_function' else target, _made(args, nodes),
-                {key: _made(item, nodes) for key, item in kwargs}, name)
-            if node.name != name:
-                raise NotPlain(f'two nodes {name!r}')
-            if value is not None:
-                dtype, shape, channels = value
-                node.meta['val'] = Value(_SETTINGS[dtype], tuple(shape), channels)
-            nodes.append(node)
-        guards = Guards.parse(plain['guards'])
-        inputs = sum(node.op == 'placeholder' for node in nodes)
-        for one in guards.parsed:  # what they are made of, on any sizes
-            _evaluated(one, [(7, ) * 8] * inputs)
-        graph.lint()
-        results = pytree.treespec_loads(plain['results'])
-        if [*map(len, nodes[-1].args)] != [results.num_leaves] or nodes[-1].op != 'output':
-            raise NotPlain('its results are others')
-        found = Trace(graph, tensors, guards, results, stored=plain)
+        found = _restored(plain, model)
         fuse(found)
         return found
     except Exception as error:  # what is in a dict can be anything
         raise InputError(f'its graph is not sound ({type(error).__name__}: {first_line(error)})'
                          ) from error
+
+
+def _restored(plain: dict, model: nn.Module) -> Trace:
+    graph, nodes, tensors = fx.Graph(), [], {}
+    own = _tensors(model)
+    for name, op, target, args, kwargs, value in plain['nodes']:
+        if op == 'get_attr':
+            tensors[target] = own[target]
+        elif op not in ('placeholder', 'call_function', 'output'):
+            raise NotPlain(f'an operation {op!r}')
+        node = graph.create_node(
+            op, _operator(target) if op == 'call_function' else target, _made(args, nodes),
+            {key: _made(item, nodes) for key, item in kwargs}, name)
+        if node.name != name:
+            raise NotPlain(f'two nodes {name!r}')
+        if value is not None:
+            dtype, shape, channels = value
+            node.meta['val'] = Value(_SETTINGS[dtype], tuple(shape), channels)
+        nodes.append(node)
+    graph.lint()
+    results = pytree.treespec_loads(plain['results'])
+    if [*map(len, nodes[-1].args)] != [results.num_leaves] or nodes[-1].op != 'output':
+        raise NotPlain('its results are others')
+    return Trace(graph, tensors, Guards.parse(plain['guards']), results, stored=plain)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -87,10 +87,11 @@ def test_guards_say_what_torch_checks(traced):
 @pytest.mark.parametrize('comparison', [
     'tensors_0.size()[9] == 1', '__import__("os").getcwd()', 'tensors_0.data_ptr() == 1',
     'tensors_0.size()[0] == "a"', '(lambda: 1)() == 1', 'tensors_0.__class__ == 1', '1 if 1 else 2',
-    'other_0.size()[1] == 1', '[1][0] == 1'])
+    'other_0.size()[1] == 1', '[1][0] == 1', '1 ==',
+    '1 % (7 - tensors_0.size()[0]) == 1'])
 def test_other_code_is_no_guard(traced, comparison):
-    with pytest.raises((NotPlain, IndexError, ValueError)):
-        Guards.parse([comparison])(torch.zeros(2, 4, 9, 12))
+    with pytest.raises(NotPlain):
+        Guards.parse([comparison])
     model, _, found = traced
     plain = to_plain(found, model)
     plain['guards'].append(comparison)
