@@ -53,7 +53,7 @@ def main() -> None:
     if accelerated is not None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model.to('cpu').eval()  # whatever else the Runner has found
-        served.use_decisions(model, accelerated.decisions, args.checkpoint)
+        served.use_decisions(model, accelerated.decisions, args.checkpoint, anew=True)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(args.out)))
     runner.test()

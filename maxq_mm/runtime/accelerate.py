@@ -86,7 +86,7 @@ def accelerate(model: nn.Module, inputs: tuple | Tensor, precision: str = 'float
 
 
 def check_model(model: nn.Module) -> dict[str, nn.Module]:
-    """The convolutions and linear layers of a model that can be accelerated, by name.
+    """The convolutions, transposed ones too, and linear layers of a model, by name.
 
     Raises:
         InputError: it is in training mode, accelerated already, or not folded.
@@ -98,7 +98,7 @@ def check_model(model: nn.Module) -> dict[str, nn.Module]:
         raise InputError(f'the model{training and f" ({training})"} is in training mode: call '
                          'model.eval() first')
     layers = {name: module for name, module in model.named_modules()
-              if isinstance(module, (nn.Conv2d, nn.Linear))}
+              if isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d))}
     raw = [name for name, module in layers.items() if isinstance(module, MaxQLayer)]
     if raw:
         raise InputError(f'{len(raw)} layers are MaxQ layers, such as {raw[0]}: fold the model '
@@ -114,6 +114,9 @@ def find_patterns(layers: Mapping[str, nn.Module], dense_too: bool = False
         InputError: there is none, unless ``dense_too``, none that is float32, or none whose pattern
             a kernel takes.
     """
+    # Transposed convolutions have their inputs along another axis, and no pattern: none is trained.
+    layers = {name: module for name, module in layers.items()
+              if not isinstance(module, nn.ConvTranspose2d)}
     patterns = {module: pattern for module in layers.values()
                 if (pattern := sparsest(module.weight.detach())) is not None}
     if not patterns and not dense_too:
@@ -187,6 +190,8 @@ def _decision(layer: Layer, choice: Choice, weight: str) -> LayerDecision:
     pattern = choice.pattern and str(choice.pattern)
     if choice.way not in INT8_WAYS:
         return LayerDecision(weight, choice.way, pattern)
+    if layer.block is not None:  # the model's weight has its outputs along another axis
+        return LayerDecision(weight, choice.way, pattern, tuple(choice.scales.tolist()))
     source, scaled = (x.detach().double().flatten(1) for x in (layer.source, layer.weight))
     norm = (source * scaled).sum(1) / source.square().sum(1)
     factors = torch.where(norm.isfinite() & (norm != 0), choice.scales / norm, choice.scales)

@@ -32,6 +32,7 @@ class Operator:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     is_upsampling: bool = False
+    block: int = 1  # rows that it makes of one
 
 
 @dataclass
@@ -69,6 +70,10 @@ def make_order(operators: list[Operator], views: list[View], library: Library, t
 
 def _bytes(view: View) -> int:
     return view.n * view.h * view.w * view.c * view.element
+
+
+def _whole(units: int, block: int) -> int:
+    return -(-max(units, 1) // block) * block
 
 
 def _largest(operator: Operator, views: list[View]) -> int:
@@ -135,6 +140,8 @@ class _Place:
         if number == 0 and operator.is_upsampling:
             near = row * source.h // self.out.h  # but for rounding
             first, last = near - 1, near + 1
+        elif operator.block > 1:
+            first = last = row // operator.block
         elif number == 0:
             first = row * operator.stride[0] - operator.padding[0]
             last = first + operator.dilation[0] * (operator.kernel[0] - 1)
@@ -161,8 +168,8 @@ class _Run:
                     self.readers[value].append((number, which))
         largest = max(_largest(operator, views) for operator in self.operators)
         bands = -(-largest // (BAND * threads))
-        self.band = [max(1, -(-place.units // bands), _LEAST_ITEMS * threads * place.in_tiles)
-                     for place in self.places]
+        self.band = [max(_whole(-(-place.units // bands), place.operator.block),
+                         _LEAST_ITEMS * threads * place.in_tiles) for place in self.places]
         elsewhere = {value for number, operator in enumerate(operators) for value in operator.reads
                      if not first <= number < end}
         self.kept = ({} if library.kernels.lanes_are != 'pixels' else

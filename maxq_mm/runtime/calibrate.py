@@ -146,7 +146,7 @@ class _Observed:
         self.compiled = Compiled(part.trace, dict.fromkeys(layers_of(part.trace), TORCH), None)
         read = {arg for node in graph.nodes if fits(node) for arg in node.all_input_nodes}
         self.names = {place: node.name for place, node in enumerate(graph.nodes)
-                      if (node in read or fits(node)) and isinstance(node.meta.get('val'), Tensor)
+                      if (node in read or fits(node)) and 'val' in node.meta
                       and node.op != 'get_attr' and node.meta['val'].dtype == torch.float32}
         self.images = {node.name for node in image_nodes(part, args) if _by_channels(node)}
         self.pixels: dict[str, Tensor] = {}  # extremes of these (C, 2)

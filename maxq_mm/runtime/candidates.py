@@ -28,7 +28,7 @@ def image_nodes(part: Part, args: tuple) -> set[fx.Node]:
             x = next(given)
             found = any(x is arg for arg in args)
         else:
-            found = (isinstance(node.meta.get('val'), Tensor)
+            found = ('val' in node.meta
                      and not isinstance(node.target, Layer)
                      and any(arg in images for arg in tensors(node)))
         images |= {node} if found else set()

@@ -30,8 +30,9 @@ class LayerDecision:
     """How a layer is computed, by its weight's name; '': it is no parameter of the model.
 
     Of an int8 layer, by output channels, ``scales`` are those of its integers, and the model's
-    weight is the same integers times ``factors``: a batch norm stands between them. One that takes
-    an image has the scales of its ``channels`` in its integers, too.
+    weight is the same integers times ``factors``: a batch norm stands between them. A transposed
+    convolution has no ``factors``; a layer that takes an image has the scales of its ``channels``
+    in its integers, too.
     """
 
     weight: str
@@ -55,7 +56,8 @@ class PartDecision:
     ``structure`` is how the arguments are put together of tensors of ``shapes``, as torch's pytree
     writes it; ``layers`` are in the order of the graph. ``quantizations`` are scale and zero point
     of values that may be bytes, by names of nodes of the graph with this ``fingerprint``; of an
-    image's channels, both are tuples.
+    image's channels, both are tuples. ``graph`` is that graph, if it has a form of
+    :mod:`.graphs`.
     """
 
     place: Place
@@ -64,6 +66,7 @@ class PartDecision:
     layers: tuple[LayerDecision, ...]
     fingerprint: str = ''
     quantizations: tuple[tuple[str, float | tuple[float, ...], int | tuple[float, ...]], ...] = ()
+    graph: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Decisions:
                                                 for name, value in layer.items()})
                                for layer in part['layers']),
                          part['fingerprint'],
-                         tuple(_tuples(value) for value in part['quantizations']))
+                         tuple(_tuples(value) for value in part['quantizations']), part['graph'])
             for part in plain['parts'])
         return cls(**{**plain, 'parts': parts})
 

@@ -5,7 +5,7 @@ its kernel does not fit.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from .install import Accelerated, become
 from .library import library
 from .masks import can_paste, paste
 from .regions import RoiAlign
-from .suppression import can_select, suppress
+from .suppression import can_select, is_plain, nms, suppress
 
 
 class _Regions(Accelerated):
@@ -89,6 +89,15 @@ class _Boxes(Accelerated):
         return results
 
 
+class _Proposals(Accelerated):
+    """mmdet's ``RPNHead``: suppression on all threads, the levels apart."""
+
+    def _bbox_post_process(self, results, cfg: Mapping, *args, **kwargs):
+        if is_plain(cfg):
+            cfg = type(cfg)({**cfg, 'nms': {**cfg['nms'], 'type': nms}})
+        return super()._bbox_post_process(results, cfg, *args, **kwargs)
+
+
 def _roi_align(layers: Sequence[nn.Module]) -> RoiAlign | None:
     """What mmcv's layers compute, one for each level; None if they differ, or have no kernel."""
     from mmcv.ops import RoIAlign
@@ -119,6 +128,7 @@ def install_around(model: nn.Module) -> tuple[tuple[str, str], ...]:
 
 def _replaceable(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, type]]:
     from mmcv.ops import RoIAlign
+    from mmdet.models.dense_heads import RPNHead
     from mmdet.models.roi_heads.bbox_heads import BBoxHead
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
     from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
@@ -126,7 +136,8 @@ def _replaceable(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, type]]
     kinds = ((SingleRoIExtractor, 'forward', 'RoIAlign of all levels', _Extractor),
              (RoIAlign, 'forward', 'RoIAlign', _Regions),
              (BBoxHead, '_predict_by_feat_single', 'suppression', _Boxes),
-             (FCNMaskHead, '_predict_by_feat_single', 'pasting', _Masks))
+             (FCNMaskHead, '_predict_by_feat_single', 'pasting', _Masks),
+             (RPNHead, '_bbox_post_process', 'suppression', _Proposals))
     inside = set()
     for name, module in model.named_modules():
         for kind, method, what, mixin in kinds:

@@ -1,8 +1,12 @@
 """Layers of a traced graph as single operators, with what follows them in one.
 
 Shapes: x ``(B, I, H, W)`` or ``(..., I)``; weight ``(O, I, Kh, Kw)`` or ``(O, I)``.
+
+A transposed convolution whose kernel is its stride makes a block of pixels of each one, no two of
+which overlap: it is a 1x1 layer of as many times the outputs, whose channels become pixels.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -23,6 +27,10 @@ class Layer:
 
     ``source`` is the weight that the model has, which ``weight`` may be a multiple of; ``scales``
     ``(O,)`` are those of its integers, if these were chosen before.
+
+    With ``block`` (high, wide) it is a transposed convolution: ``weight`` is
+    ``(high * wide * O, I, 1, 1)``, and row ``(i * wide + j) * O + o`` of it and of ``bias`` is that
+    of output ``o`` at pixel ``(i, j)`` of a block. It has no residual.
     """
 
     source: Tensor = field(repr=False)
@@ -33,9 +41,22 @@ class Layer:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     scales: Tensor | None = field(default=None, repr=False)
+    block: tuple[int, int] | None = None
+
+    @classmethod
+    def transposed(cls, source: Tensor, weight: Tensor, bias: Tensor | None) -> 'Layer':
+        """Of a transposed convolution's weight ``(I, O, Kh, Kw)``, of stride Kh and Kw."""
+        block = tuple(weight.shape[2:])
+        rows = weight.permute(2, 3, 1, 0).reshape(-1, len(weight), 1, 1)
+        bias = None if bias is None else bias.repeat(math.prod(block))
+        return cls(source, rows, bias, block=block)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        if self.weight.ndim == 2:
+        if self.block is not None:
+            rows = self.weight.view(*self.block, -1, x.shape[1])
+            bias = None if self.bias is None else self.bias[:rows.shape[2]]
+            result = F.conv_transpose2d(x, rows.permute(3, 2, 0, 1), bias, self.block)
+        elif self.weight.ndim == 2:
             result = F.linear(x, self.weight, self.bias)
         else:
             result = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation,
@@ -46,6 +67,8 @@ class Layer:
 
     def scaled(self, scale: Tensor, shift: Tensor) -> 'Layer':
         """The layer with ``scale`` and ``shift`` ``(O,)`` after it; zeros stay zeros."""
+        if self.block is not None:
+            scale, shift = (x.repeat(math.prod(self.block)) for x in (scale, shift))
         weight = self.weight.double() * scale.view(-1, *[1] * (self.weight.ndim - 1))
         bias = shift if self.bias is None else self.bias.double() * scale + shift
         return replace(self, weight=weight.to(self.weight.dtype), bias=bias.to(self.weight.dtype))
@@ -81,7 +104,8 @@ def constant(node: fx.Node | None, trace: Trace) -> Tensor | None:
 
 
 def _layer(node: fx.Node, trace: Trace, layers: dict) -> Layer | None:
-    if node.op != 'call_function' or node.target not in (aten.conv2d.default, aten.linear.default):
+    if node.op != 'call_function' or node.target not in (
+            aten.conv2d.default, aten.linear.default, aten.conv_transpose2d.input):
         return None
     _, weight, bias, *rest = (*node.args, *[None] * (3 - len(node.args)))
     tensor = constant(weight, trace)
@@ -89,10 +113,25 @@ def _layer(node: fx.Node, trace: Trace, layers: dict) -> Layer | None:
         return None  # a weight that is computed
     settings = [tuple(value) if isinstance(value, list | tuple) else value for value in rest]
     key = (weight.target, *settings)
-    if key not in layers:
+    if node.target is aten.conv_transpose2d.input:
+        if not _tiles(node.args[0], tensor, *settings):
+            return None
+        if key not in layers:
+            layers[key] = Layer.transposed(trace.tensors[weight.target], tensor,
+                                           constant(bias, trace))
+    elif key not in layers:
         layers[key] = Layer(trace.tensors[weight.target], tensor, constant(bias, trace),
                             *(_pair(value) for value in settings[:3]), *settings[3:])
     return layers[key]
+
+
+def _tiles(x: fx.Node, weight: Tensor, stride: tuple = (1, 1), padding: tuple = (0, 0),
+           output_padding: tuple = (0, 0), groups: int = 1, dilation: tuple = (1, 1)) -> bool:
+    """Whether the blocks of a transposed convolution lie side by side, and are all there is."""
+    value = x.meta.get('val')
+    return (value is not None and value.ndim == 4 and groups == 1
+            and _pair(stride) == tuple(weight.shape[2:]) and _pair(dilation) == (1, 1)
+            and not any((*padding, *output_padding)))
 
 
 def _pair(value: tuple[int, ...]) -> tuple[int, int]:
@@ -112,7 +151,7 @@ def _absorb(graph: fx.Graph, node: fx.Node, layer: Layer, trace: Trace, layers: 
                 layers[key] = layer.scaled(*affine)
             layer, last = layers[key], value
     add = _only_user(last)
-    if add is not None and add.target is aten.add.Tensor and _is_sum(add):
+    if add is not None and layer.block is None and add.target is aten.add.Tensor and _is_sum(add):
         residual, = (other for other in add.args if other is not last)
         last = add
     after = _only_user(last)
@@ -144,11 +183,7 @@ def _is_sum(add: fx.Node) -> bool:
 def same_shape(*nodes: fx.Node) -> bool:
     """Whether nodes are tensors of one shape and type at any size of the inputs."""
     values = [node.meta.get('val') for node in nodes]
-    if not all(isinstance(value, Tensor) for value in values):
-        return False
-    return all(value.dtype == values[0].dtype and value.ndim == values[0].ndim
-               and all(str(a) == str(b) for a, b in zip(value.shape, values[0].shape, strict=True))
-               for value in values)
+    return None not in values and all(value == values[0] for value in values)
 
 
 def _affine(norm: fx.Node, trace: Trace) -> tuple[Tensor, Tensor] | None:

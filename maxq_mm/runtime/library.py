@@ -136,7 +136,7 @@ def _load(emulated: bool) -> ctypes.CDLL:
     units += [compiler.Unit(SOURCES / f'{name}.cpp') for name in ('pool', 'program')]
     # What rounds here is to round as in the operators whose place these take.
     units += [compiler.Unit(SOURCES / f'{name}.cpp', ('-ffp-contract=off', ))
-              for name in ('regions', 'paste')]
+              for name in ('regions', 'paste', 'suppress')]
     functions = compiler.load(
         'runtime', units, ctypes.CDLL, headers=sorted(SOURCES.glob('*.h')),
         flags=(*FLAGS, *(['-DMAXQ_EMULATE'] if emulated else [])))
@@ -152,4 +152,4 @@ def _load(emulated: bool) -> ctypes.CDLL:
 
 KINDS = {name: number for number, name in enumerate(
     ('import', 'export', 'layer', 'dense layer', 'max pool', 'add', 'upsample',
-     'convert'))}
+     'convert', 'depth to space'))}

@@ -44,16 +44,16 @@ def lower(nodes: list[fx.Node], choices: Choices, packed: Packed, results: set[f
         if all(reads_bytes(user, choices) for user in node.users if user in members):
             values.as_bytes.add(node)
         values.set(node, values.program.input(
-            int(node.meta['val'].shape[1]), ndim(node) == 2,
+            node.meta['val'].channels, ndim(node) == 2,
             quantizations[node.name] if node in values.as_bytes else None))
-    layers = {}
+    layers: dict[int, Layer] = {}  # by the operators that they are
     with_int8 = any(reads_bytes(node, choices) for node in nodes)
     for node in nodes:
         if upsamples(node):
             continue  # with its sum
         if isinstance(node.target, Layer):
-            value = _layer(values, node, choices[node.target], packed, with_int8)
-            layers[value] = node.target
+            layers |= dict.fromkeys(
+                _layer(values, node, choices[node.target], packed, with_int8), node.target)
         else:
             _operator(values, node)
     outputs = [node for node in nodes if node in results]
@@ -128,7 +128,9 @@ class _Values:
         (self.bytes if node in self.as_bytes else self.floats)[node] = value
 
 
-def _layer(values: _Values, node: fx.Node, way: str, packed: Packed, beside_int8: bool) -> int:
+def _layer(values: _Values, node: fx.Node, way: str, packed: Packed, beside_int8: bool
+           ) -> list[int]:
+    """Its operators; the last makes its result."""
     x, residual, relu = node.args
     is_int8 = way in INT8_WAYS
     value = values.of(x, is_int8)
@@ -137,8 +139,11 @@ def _layer(values: _Values, node: fx.Node, way: str, packed: Packed, beside_int8
              packed(node.target, way, beside_int8=beside_int8))
     value = values.program.layer(value, layer,
                                  None if residual is None else values.of(residual, is_int8), relu)
-    values.set(node, value)
-    return value
+    operators = [value]
+    if node.target.block is not None:
+        operators.append(values.program.depth_to_space(value, node.target.block))
+    values.set(node, operators[-1])
+    return operators
 
 
 def _operator(values: _Values, node: fx.Node) -> None:

@@ -7,7 +7,7 @@ what torch computed after those. Each phase has one program and, after it, torch
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from .fuse import Layer, same_shape
 
@@ -65,7 +65,7 @@ def _without_layers(graph: fx.Graph, phase: Mapping, inside: set[fx.Node]) -> se
 def fits(node: fx.Node) -> bool:
     """Whether a program can have this operator."""
     value = node.meta.get('val')
-    if node.op != 'call_function' or not isinstance(value, Tensor) or value.ndim not in (2, 4):
+    if node.op != 'call_function' or value is None or value.ndim not in (2, 4):
         return False
     if value.dtype != torch.float32:
         return False
@@ -86,7 +86,7 @@ def fits(node: fx.Node) -> bool:
 
 def tensors(node: fx.Node) -> list[fx.Node]:
     """What an operator in a program takes; sizes, as of an upsampling, it finds itself."""
-    return [arg for arg in node.all_input_nodes if isinstance(arg.meta.get('val'), Tensor)]
+    return [arg for arg in node.all_input_nodes if 'val' in arg.meta]
 
 
 def ndim(node: fx.Node) -> int:

@@ -78,7 +78,8 @@ class Part:
                             self.trace.fingerprint, tuple(
                                 (name, *astuple(found))
                                 for name, found in self.trace.quantizations.items()
-                                if any(layer.way in INT8_WAYS for layer in layers)))
+                                if any(layer.way in INT8_WAYS for layer in layers)),
+                            self.trace.stored)
 
 
 @dataclass

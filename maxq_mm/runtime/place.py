@@ -9,6 +9,7 @@ from .compiled import Compiled
 from .decisions import Decisions, Place
 from .detectors import install_around
 from .fuse import fuse
+from .graphs import from_plain, to_plain
 from .install import Trunk, install_forward, install_trunk, seal
 from .trace import Trace, trace
 
@@ -39,9 +40,22 @@ def trace_at(model: nn.Module, place: Place, args: tuple, kwargs: dict) -> Trace
     Raises:
         Untraceable: it has none.
     """
-    found = trace(model.get_submodule(place.module), function_at(model, place), args, kwargs)
+    module = model.get_submodule(place.module)
+    found = trace(module, function_at(model, place), args, kwargs)
+    found.stored = to_plain(found, module)
     fuse(found)
     return found
+
+
+def stored_at(model: nn.Module, place: Place, stored: dict) -> Trace:
+    """The same, of what was stored of it.
+
+    Raises:
+        AttributeError: the model has no such place.
+        InputError: it is not sound, or not of this model.
+    """
+    function_at(model, place)
+    return from_plain(stored, model.get_submodule(place.module))
 
 
 def install(model: nn.Module, ready: Iterable[tuple[Place, Compiled]], decisions: Decisions

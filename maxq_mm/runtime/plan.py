@@ -103,6 +103,8 @@ def _shapes(nodes: list[Node], tensors: tuple[Tensor, ...]) -> list[Shape]:
         n, _, *size = shapes[node.values[0]]
         if node.like is not None:
             size = shapes[node.like][2:]
+        elif node.kind == 'depth to space':
+            size = [s * block for s, block in zip(size, node.stride, strict=True)]
         elif node.kind not in ('add', 'convert'):
             size = [(s + 2 * p - d * (k - 1) - 1) // stride + 1 for s, p, d, k, stride in zip(
                 size, node.padding, node.dilation, node.kernel, node.stride, strict=True)]

@@ -123,6 +123,18 @@ class Program:
         return self._add(Node('upsample', (x, like), self._node(x).channels, like=like,
                               quantization=output))
 
+    def depth_to_space(self, x: int, block: tuple[int, int]) -> int:
+        """Each pixel's channels as ``block`` (high, wide) pixels of fewer channels.
+
+        Channel ``(i * wide + j) * C + c`` becomes channel ``c`` of the block's pixel ``(i, j)``.
+        """
+        high, wide = block = _pair('block', block, 1)
+        node = self._node(x)
+        if node.channels % (high * wide):
+            raise InputError(f'{node.channels} channels are no multiple of {high} x {wide} pixels')
+        return self._add(Node('depth to space', (x, ), node.channels // (high * wide),
+                              stride=block, quantization=node.quantization))
+
     def output(self, x: int) -> None:
         """Make a value one of the results, after those that are."""
         self._check_whole(x)

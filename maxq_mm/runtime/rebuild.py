@@ -15,7 +15,7 @@ from .compiled import Compiled
 from .decisions import Decisions, LayerDecision, PartDecision, arguments_of
 from .fuse import Layer, layers_of
 from .partition import DENSE, DENSE_INT8, INT8, INT8_WAYS, SPARSE, TORCH
-from .place import install, name_of, trace_at
+from .place import install, name_of, stored_at, trace_at
 from .quantization import ChannelQuantization, Quantization
 from .trace import Untraceable
 
@@ -24,8 +24,10 @@ _FLOAT = {INT8: SPARSE, DENSE_INT8: DENSE}
 
 
 @torch.no_grad()
-def rebuild(model: nn.Module, decisions: Decisions) -> list[str]:
+def rebuild(model: nn.Module, decisions: Decisions, anew: bool = False) -> list[str]:
     """Accelerate ``model``, in place, by ``decisions`` about one with the same weights.
+
+    With ``anew`` it is traced even if the graph was stored: it may compute something else.
 
     A layer whose kernel is not to be had here is torch's, and a part that cannot be traced here
     stays as it is: results are the same, but for int8 layers that compute in float32 then.
@@ -44,7 +46,7 @@ def rebuild(model: nn.Module, decisions: Decisions) -> list[str]:
     ready = []
     for part in decisions.parts:
         try:
-            compiled, floats = _compiled(model, part)
+            compiled, floats = _compiled(model, part, anew)
             ready.append((part.place, compiled))
             if floats:
                 problems.append(f'{floats} int8 layers of {name_of(model, part.place)} compute in '
@@ -58,10 +60,13 @@ def rebuild(model: nn.Module, decisions: Decisions) -> list[str]:
     return problems
 
 
-def _compiled(model: nn.Module, part: PartDecision) -> tuple[Compiled, int]:
+def _compiled(model: nn.Module, part: PartDecision, anew: bool) -> tuple[Compiled, int]:
     """The part, and how many layers should be int8 and cannot."""
-    args, kwargs = arguments_of(part.structure, [torch.zeros(shape) for shape in part.shapes])
-    trace = trace_at(model, part.place, args, kwargs)
+    if part.graph is None or anew:
+        args, kwargs = arguments_of(part.structure, [torch.zeros(shape) for shape in part.shapes])
+        trace = trace_at(model, part.place, args, kwargs)
+    else:
+        trace = stored_at(model, part.place, part.graph)
     decided = _decided(layers_of(trace), part, model)
     patterns = {layer: Pattern.parse(found.pattern) for layer, found in decided.items()
                 if found.pattern is not None}

@@ -211,14 +211,17 @@ def load_accelerated(path: str | Path) -> nn.Module:
     return model
 
 
-def use_decisions(model: nn.Module, decisions: Decisions, path: str | Path) -> None:
+def use_decisions(model: nn.Module, decisions: Decisions, path: str | Path, anew: bool = False
+                  ) -> None:
     """Accelerate a model with the weights of ``path`` as was decided; warns of what is otherwise.
+
+    ``anew``: the model is of another config, which may compute otherwise with them.
 
     Raises:
         InputError: another model than the file's.
     """
     try:
-        problems = rebuild(model, decisions)
+        problems = rebuild(model, decisions, anew)
     except InputError as error:
         raise InputError(f'{path} does not fit the model: {error}') from error
     if problems:

@@ -20,13 +20,30 @@ class Untraceable(Exception):
     """Why a part has no graph."""
 
 
+@dataclass(frozen=True)
+class Value:
+    """What is known of a tensor in a graph; sizes that differ from call to call are expressions.
+
+    ``channels`` is the size of its second axis, that of the traced call if that is an expression.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+    channels: int | None
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
 @dataclass
 class Trace:
-    """``graph`` takes and gives flat lists of tensors.
+    """``graph`` takes and gives flat lists of tensors, which ``meta['val']`` of a node describes.
 
     ``tensors`` are those of the model, by the target of their ``get_attr`` nodes; ``guards`` raises
     AssertionError for tensors that the graph does not hold for; ``results`` is the structure of
-    what the part returns; ``quantizations`` are of values that may be bytes, by names of nodes.
+    what the part returns; ``quantizations`` are of values that may be bytes, by names of nodes;
+    ``stored`` is what :mod:`.graphs` made of it, before anything of it was fused.
     """
 
     graph: fx.Graph
@@ -34,6 +51,7 @@ class Trace:
     guards: Callable
     results: pytree.TreeSpec
     quantizations: dict[str, Quantization | ChannelQuantization] = field(default_factory=dict)
+    stored: dict | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -105,13 +123,31 @@ def trace(model: nn.Module, function: Callable, args: tuple, kwargs: dict) -> Tr
     except Exception as error:  # of whatever the model's Python does
         raise Untraceable(first_line(error)) from error
     guards = _take_guards(module.graph)
+    for node in module.graph.nodes:
+        value = node.meta.get('val')
+        node.meta = {'val': Value(value.dtype, tuple(map(_size, value.shape)), _channels(
+            value))} if isinstance(value, Tensor) else {}
     tensors = {node.target: _attribute(module, node.target)
                for node in module.graph.nodes if node.op == 'get_attr'}
-    return Trace(module.graph, tensors, getattr(module, guards) if guards else _no_guards,
+    return Trace(module.graph, tensors, getattr(module, guards) if guards else no_guards,
                  results[-1])
 
 
-def _no_guards(*tensors: Tensor) -> None:
+def _size(size: int | torch.SymInt) -> int | str:
+    text = str(size)
+    return int(text) if text.isdecimal() else text
+
+
+def _channels(value: Tensor) -> int | None:
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    try:
+        return int(value.shape[1]) if value.ndim > 1 else None
+    except GuardOnDataDependentSymNode:  # it depends on more than sizes
+        return None
+
+
+def no_guards(*tensors: Tensor) -> None:
     """Holds for all."""
 
 

@@ -59,13 +59,20 @@ class _Builder:
         alike = [y for y in self.values if y.channels == x.channels and y.size == x.size
                  and (y.quantization is None) == (x.quantization is None)]
         out = None if x.quantization is None else random_quantization(choose)
-        kind = choose.choice(('layer', ) * 6 + ('pool', 'add', 'relu', 'upsample', 'convert'))
+        kind = choose.choice(('layer', ) * 6 + ('pool', 'add', 'relu', 'upsample', 'convert',
+                                                 'depth'))
         if kind == 'layer':
             self.add_layer(x)
         elif kind == 'pool':
             size = self.size(x, (3, 2), (2, 1), (1, 1), (1, 1))
             if min(size) > 0:
                 self.made(program.max_pool(x.number, (3, 2), (2, 1), 1), x.channels, size,
+                          x.quantization)
+        elif kind == 'depth':
+            high, wide = choose.choice(((2, 2), (1, 2), (4, 1), (2, 1)))
+            if x.channels % (16 * high * wide) == 0:
+                self.made(program.depth_to_space(x.number, (high, wide)),
+                          x.channels // (high * wide), (x.size[0] * high, x.size[1] * wide),
                           x.quantization)
         elif kind == 'add':
             y = choose.choice(alike)

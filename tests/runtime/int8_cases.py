@@ -154,6 +154,8 @@ def check_moves(seed: int) -> None:
     same(run_one(lambda p, x: p.relu(x), (xa, a)), qa.clamp(min=a.zero_point), a)
     same(run_one(lambda p, x: p.max_pool(x, (3, 2), (2, 1), 1), (xa, a)),
          F.max_pool2d(qa.double(), (3, 2), (2, 1), 1), a)
+    cells = torch.stack([*qa.chunk(5, 1)], -1)  # 5 in a row
+    same(run_one(lambda p, x: p.depth_to_space(x, (1, 5)), (xa, a)), cells.flatten(3), a)
     small = qb[..., ::3, ::2]
     up = F.interpolate(small.double(), size=shape[2:], mode='nearest')
     pair = ((real(small, b).float(), b), (xa, a))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from maxq_mm import keep_mask
 from maxq_mm.runtime import kernels
+from maxq_mm.runtime.fuse import Layer
 from maxq_mm.runtime.program import Program
 
 PATTERNS = ('1:16', '2:4', '1:4', '1:8', '4:16', '1:32', '2:32', '1:64', '3:5', '1:2', '4:4', None)
@@ -72,12 +73,33 @@ def check_linear(choose: random.Random) -> None:
           F.linear(x.double(), weight.double(), bias.double()).relu(), (pattern, weight.shape))
 
 
+def check_blocks(choose: random.Random) -> None:
+    """One random transposed convolution whose kernel is its stride."""
+    block = choose.choice(((2, 2), (2, 2), (1, 2), (3, 1), (2, 3), (1, 1)))
+    weight = torch.randn(choose.randint(1, 40), choose.randint(1, 40), *block)
+    bias = choose.choice((None, torch.randn(weight.shape[1])))
+    x = torch.randn(choose.choice((0, 1, 3)), len(weight), choose.randint(1, 20),
+                    choose.randint(1, 80))
+    layer = Layer.transposed(weight, weight, bias)
+    program = Program()
+    value = program.layer(program.input(len(weight)),
+                          kernels.pack(layer.weight, None, layer.bias), relu=True)
+    program.output(program.depth_to_space(value, block))
+    for memory in ((), (torch.full((1 << 22, ), 255, dtype=torch.uint8), )):
+        program._memory[:] = memory
+        found, = program(x)
+        close(found, F.conv_transpose2d(x.double(), weight.double(),
+                                        None if bias is None else bias.double(), block).relu(),
+              (weight.shape, x.shape))
+        torch.testing.assert_close(layer(x, relu=True), found, rtol=0, atol=1e-4)
+
+
 def check(seed: int, convolutions: int, linear: int,
-          cases: tuple[Callable, Callable] = (check_convolution, check_linear)) -> None:
-    """Some of both."""
+          cases: tuple[Callable, ...] = (check_convolution, check_linear, check_blocks)) -> None:
+    """Some of each; of the last as many as linear ones."""
     torch.manual_seed(seed)
     choose = random.Random(seed)
-    for case, count in zip(cases, (convolutions, linear), strict=True):
+    for case, count in zip(cases, (convolutions, linear, linear), strict=False):
         for _ in range(count):
             case(choose)
 

@@ -138,6 +138,13 @@ class SimulatedProgram:
             return Value(up, v[x].quantization), v[like]
         return self._sum('upsample', summands, False, output)
 
+    def depth_to_space(self, x, block) -> int:
+        def compute(v):
+            rows = v[x].data.unflatten(1, (*block, -1))  # (N, i, j, C, H, W)
+            whole = rows.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+            return Value(whole, v[x].quantization)
+        return self._add('depth to space', compute)
+
     def output(self, x: int) -> None:
         self.outputs.append(x)
 

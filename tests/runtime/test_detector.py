@@ -99,6 +99,7 @@ def test_what_surrounds_the_layers(config, stages):
     replaced = {f'roi_head.{name}{stage}': what for stage in stages for name, what in (
         ('bbox_roi_extractor', extractor), ('bbox_head', 'suppression'),
         ('mask_roi_extractor', extractor), ('mask_head', 'pasting'))}
+    replaced['rpn_head'] = 'suppression'
     assert dict(report.replaced) == (replaced if kernels.instruction_set() else {})
     assert report.as_dict()['replaced'] == [list(pair) for pair in report.replaced]
     wanted = [detections(expected, x)[0] for x in images]

@@ -220,7 +220,8 @@ def test_what_is_refused():
     for call, said in ((lambda: program.layer(x, layer), '16 input channels'),
                        (lambda: program.relu(5), '5 is no value'),
                        (lambda: program.add(x, program.input(4)), '8 channels and 4'),
-                       (lambda: program.max_pool(x, 2, 2, 2), 'padding')):
+                       (lambda: program.max_pool(x, 2, 2, 2), 'padding'),
+                       (lambda: program.depth_to_space(x, (3, 2)), '8 channels are no multiple')):
         with pytest.raises(InputError, match=said):
             call()
 

@@ -154,15 +154,32 @@ def test_another_process_with_another_instruction_set(accelerated, written, tmp_
         assert f'measured with {here or "no kernels"}' in said
 
 
-def test_a_part_that_cannot_be_traced_stays_dense(folded, written, monkeypatch):
-    def refuse(*args):
-        raise Untraceable('another torch')
+def refuse(*args):
+    raise Untraceable('another torch')
 
+
+def test_nothing_is_traced(written, accelerated, monkeypatch):
+    monkeypatch.setattr(rebuild, 'trace_at', refuse)
+    assert_same_bits(quietly(written), accelerated, IMAGES)
+
+
+def test_a_graph_that_is_not_stored_is_traced(path, accelerated, folded, monkeypatch):
+    rewrite(path, lambda inner: inner['decisions']['parts'][0].update(graph=None))
+    assert_same_bits(quietly(path), accelerated, IMAGES)
     monkeypatch.setattr(rebuild, 'trace_at', refuse)
     with pytest.warns(UserWarning, match=r'extract_feat and head cannot be traced here and stays '
                                          r'dense \(another torch\)'):
-        model = load_accelerated(written)
+        model = load_accelerated(path)
     assert_same_bits(model, folded, IMAGES)
+
+
+def test_another_config_is_traced_anew(accelerated, folded):
+    """Which may compute otherwise with the same weights."""
+    model = copy.deepcopy(folded)
+    model.body[0].dilation = model.body[0].padding = (2, 2)
+    expected = copy.deepcopy(model)
+    assert rebuild.rebuild(model, decisions_of(accelerated), anew=True) == []
+    assert_alike(model, expected, IMAGES)
 
 
 @pytest.fixture(scope='module')
@@ -268,6 +285,8 @@ def rewrite(path, change):
     (lambda inner: inner['packed'].popitem(), 'weight is missing'),
     (lambda inner: inner['decisions'].pop('threads'), 'threads'),
     (lambda inner: inner['decisions']['parts'][0]['layers'][0].update(way='magic'), "'magic'"),
+    (lambda inner: inner['decisions']['parts'][0]['graph']['nodes'].pop(),
+     'does not fit the model: its graph is not sound'),
     (lambda inner: inner['config']['model'].update(type='os.getcwd'),
      "type 'os.getcwd' is no name of a registry"),
     (lambda inner: inner['config']['model'].update(type='NoDetector'), 'NoDetector'),

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from mmcv.ops import RoIAlign
+from mmcv.ops import RoIAlign, nms
+from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
@@ -48,11 +49,11 @@ def test_what_has_no_kernel():
     assert masks.can_paste(probabilities, boxes, (9, 9))
     for box in ([1., 1, 1, 5], [1, 1, float('nan'), 5], [-5, 1, -1, 5], [10, 1, 12, 5]):
         assert not masks.can_paste(probabilities, torch.tensor([box]), (9, 9))
-    nms = dict(type='nms', iou_threshold=0.5)
-    assert suppression.can_select(dict(nms=nms, max_per_img=100))
-    for settings in (dict(nms=nms), dict(nms=nms, max_per_img=-1),
-                     dict(nms=dict(nms, type='soft_nms'), max_per_img=100),
-                     dict(nms=dict(nms, class_agnostic=True), max_per_img=100)):
+    plain = dict(type='nms', iou_threshold=0.5)
+    assert suppression.can_select(dict(nms=plain, max_per_img=100))
+    for settings in (dict(nms=plain), dict(nms=plain, max_per_img=-1),
+                     dict(nms=dict(plain, type='soft_nms'), max_per_img=100),
+                     dict(nms=dict(plain, class_agnostic=True), max_per_img=100)):
         assert not suppression.can_select(settings)
 
 
@@ -114,6 +115,65 @@ def test_modules_of_detectors(pair):
 def instances(boxes):
     return InstanceData(bboxes=boxes.clone(), labels=torch.randint(30, (len(boxes), )),
                         scores=torch.rand(len(boxes)))
+
+
+@needs_kernels
+@pytest.mark.parametrize('threads', [1, 3])
+@pytest.mark.parametrize('seed', range(10))
+def test_suppression_is_mmcvs(seed, threads, monkeypatch):
+    """To the bit: equal scores, boxes without an area or inside out, some apart, none at all."""
+    torch.manual_seed(seed)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    for count, threshold in ((0, 0.5), (1, 0.), (7, 0.3), (300, 0.5), (400, 0.7), (300, 1.)):
+        corners = torch.rand(count, 2) * 300
+        boxes = torch.cat([corners, corners + torch.rand(count, 2) * 60], 1)
+        scores = torch.rand(count)
+        if seed % 2:
+            boxes, scores = boxes.round(), (scores * 20).round()
+        boxes += torch.randint(4, (count, 1)) * 400. - (150 if seed % 3 else 0)
+        if seed % 5 == 0:
+            boxes[:count // 3] = boxes[:count // 3, [2, 3, 0, 1]]
+            boxes[count // 2::2, 2:] = boxes[count // 2::2, :2]
+        found, expected = suppression.nms(boxes, scores, threshold), nms(boxes, scores, threshold)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@needs_kernels
+def test_suppression_without_a_kernel(monkeypatch):
+    """mmcv's own, and no other."""
+    boxes, scores = random_boxes(50, 40, 40), torch.rand(50)
+    endless = torch.cat([boxes[:-1], torch.tensor([[0., 0, torch.inf, 1]])])
+    others = [(boxes, scores, -1.), (endless, scores, 0.5)]
+    expected = [nms(*case) for case in others]
+    monkeypatch.setattr(suppression, '_function', None)
+    for case, wanted in zip(others, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(suppression.nms(*case), wanted, strict=True))
+    with pytest.raises(TypeError):
+        suppression.nms(boxes, scores, 0.5)
+
+
+@needs_kernels
+@pytest.mark.parametrize('settings', [
+    dict(), dict(min_bbox_size=4), dict(nms=dict(type='nms', iou_threshold=0.5, max_num=9)),
+    dict(nms=dict(type='soft_nms', iou_threshold=0.5)), dict(min_bbox_size=1000)],
+    ids=str)
+def test_proposals(settings, monkeypatch):
+    """mmdet's, in its order, whatever it is asked for; its settings stay."""
+    monkeypatch.setattr(detectors, 'takes_images', lambda model: True)
+    torch.manual_seed(0)
+    cfg = ConfigDict(dict(nms_pre=200, max_per_img=100, min_bbox_size=0,
+                          nms=dict(type='nms', iou_threshold=0.7)) | settings)
+    expected = RPNHead(in_channels=8, feat_channels=8, test_cfg=cfg).eval().requires_grad_(False)
+    other = copy.deepcopy(expected)
+    assert install_around(other) == (('', 'suppression'), )
+    maps = [torch.randn(2, 8, 64 >> i, 96 >> i) * 30 for i in range(5)]
+    metas = [dict(img_shape=(256, 384)), dict(img_shape=(200, 300))]
+    for a, b in zip(other.predict_by_feat(*other(maps), batch_img_metas=metas),
+                    expected.predict_by_feat(*expected(maps), batch_img_metas=metas), strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a.keys())  # noqa: SIM118
+    assert other.test_cfg == cfg
+    assert 0 < len(a) <= 100 or cfg.min_bbox_size == 1000
 
 
 @needs_kernels

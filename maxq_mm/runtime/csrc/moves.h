@@ -109,12 +109,12 @@ int64_t line_size(const Op& op) {
 struct Item {
   int64_t image, begin, end;  // channels
   int64_t row, last_row;      // of all images
-  Item(const View& view, const Step& step, int64_t item) {
+  Item(const View& view, const Step& step, int64_t rows, int64_t item) {
     const int64_t groups = divide_up(view.c, kMoved);
     begin = item % groups * kMoved;
     end = begin + kMoved < view.c ? begin + kMoved : view.c;
-    row = step.begin + item / groups * kMovedRows;
-    last_row = row + kMovedRows < step.end ? row + kMovedRows : step.end;
+    row = step.begin + item / groups * rows;
+    last_row = row + rows < step.end ? row + rows : step.end;
   }
 };
 
@@ -226,6 +226,52 @@ void upsample_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_
   write_row(out, run, image, c, y, line);
 }
 
+// Depth to space: how many rows of its input are worked on at a time, and elements of those, or of
+// what becomes of them.
+int64_t depth_rows(const Op& op) {
+  const int64_t rows = 256 / (op.stride[0] * op.out.pitch);
+  return rows > 1 ? rows : 1;
+}
+int64_t depth_size(const Op& op) {
+  const int64_t wide = op.stride[0] * op.out.pitch;
+  return depth_rows(op) * (op.in.pitch > wide ? op.in.pitch : wide);
+}
+
+// A block of pixels from the channels of one: channel (i * block width + j) * out.c + c of a pixel
+// becomes channel c of the block's pixel (i, j). Here so many rows of the input from y on.
+template <typename T>
+void depth_to_space(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y, int64_t rows,
+                    T* scratch) {
+  const View &in = op.in, &out = op.out;
+  const int64_t high = op.stride[0], wide = op.stride[1], width = in.w, size = depth_size(op);
+  const int64_t pitch = out.pitch, in_pitch = in.pitch;
+  T *lines = scratch, *even = scratch + size, *odd = even + size;
+  std::memset(lines, static_cast<int>(out.zero), rows * high * pitch * sizeof(T));
+  const auto read = [&](int64_t channel, T* to) {
+    for_parts<T>(in, run, image, channel, y, rows * in_pitch,
+                 [&](const T* part, int64_t x, int64_t length) { copy(part, to + x, length); });
+  };
+  for (int64_t i = 0; i < high; ++i)
+    for (int64_t j = 0; j < wide; j += 2) {
+      const bool has_odd = j + 1 < wide;
+      read((i * wide + j) * out.c + c, even);
+      if (has_odd) read((i * wide + j + 1) * out.c + c, odd);
+      for (int64_t row = 0; row < rows; ++row) {
+        T* line = lines + (row * high + i) * pitch + j;
+        const T *a = even + row * in_pitch, *b = odd + row * in_pitch;
+        if (wide == 2)  // most often: known, it becomes vectors
+          for (int64_t x = 0; x < width; ++x) line[2 * x] = a[x], line[2 * x + 1] = b[x];
+        else
+          for (int64_t x = 0; x < width; ++x) {
+            line[x * wide] = a[x];
+            if (has_odd) line[x * wide + 1] = b[x];
+          }
+      }
+    }
+  for_parts<T>(out, run, image, c, y * high, rows * high * pitch,
+               [&](T* part, int64_t x, int64_t length) { copy(lines + x, part, length); });
+}
+
 // From floats to bytes, or back.
 template <typename T>
 void convert_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t y, T* scratch) {
@@ -239,14 +285,20 @@ void convert_row(const Op& op, const Run& run, int64_t image, int64_t c, int64_t
   write_row(own_view(op, c), run, image, c, y, line);
 }
 
+// Of an item.
+int64_t moved_rows(const Op& op) {
+  return op.kind == kDepthToSpace ? depth_rows(op) * op.stride[0] : kMovedRows;
+}
+
 int64_t move_items(const Op& op, const Step& step) {
   const View& view = op.kind == kExport ? op.in : op.out;
-  return divide_up(view.c, kMoved) * divide_up(step.end - step.begin, kMovedRows);
+  return divide_up(view.c, kMoved) * divide_up(step.end - step.begin, moved_rows(op));
 }
 
 int64_t move_scratch(const Op& op) {
   if (op.kind == kImport || op.kind == kExport)
     return kMoved * (op.kind == kImport ? op.out : op.in).pitch;
+  if (op.kind == kDepthToSpace) return 3 * depth_size(op);
   return 3 * line_size(op);
 }
 
@@ -254,22 +306,29 @@ int64_t move_scratch(const Op& op) {
 template <typename T>
 void move_item(const Op& op, const Run& run, const Step& step, int64_t number, T* scratch) {
   const View& view = op.kind == kExport ? op.in : op.out;
-  Item item(view, step, number);
+  Item item(view, step, moved_rows(op), number);
   const auto row = op.kind == kMaxPool   ? pool_row<T>
                    : op.kind == kAdd     ? add_row<T>
                    : op.kind == kConvert ? convert_row<T>
                                          : upsample_row<T>;
   if (op.kind != kExport && item.row == 0 && item.begin == 0) clear_own_front<T>(op, run);
-  for (; item.row < item.last_row; ++item.row) {
+  int64_t rows = 1;
+  for (; item.row < item.last_row; item.row += rows) {
     item.image = item.row / view.h;
     const int64_t y = item.row % view.h;
-    if (op.kind == kImport)
+    if (op.kind == kImport) {
       exchange<T, true>(op, run, item, y, scratch);
-    else if (op.kind == kExport)
+    } else if (op.kind == kExport) {
       exchange<T, false>(op, run, item, y, scratch);
-    else
+    } else if (op.kind == kDepthToSpace) {
+      const int64_t high = op.stride[0], left = item.last_row - item.row;
+      rows = left < view.h - y ? left : view.h - y;
+      for (int64_t c = item.begin; c < item.end; ++c)
+        depth_to_space(op, run, item.image, c, y / high, rows / high, scratch);
+    } else {
       for (int64_t c = item.begin; c < item.end; ++c) row(op, run, item.image, c, y, scratch);
-    if (op.kind == kExport || y + 1 < view.h) continue;
+    }
+    if (op.kind == kExport || y + rows < view.h) continue;
     // Behind the last row: what is left of its tile, then whole tiles.
     const int64_t end = view.h * view.pitch;
     for (int64_t c = item.begin; c < item.end; ++c) {

@@ -145,6 +145,21 @@ void upsample_row(const Op& op, const Run& run, const Piece& at) {
   }
 }
 
+// A block of pixels from the channels of one: channel (i * block width + j) * out.c + c of a pixel
+// becomes channel c of the block's pixel (i, j).
+template <typename T>
+void depth_row(const Op& op, const Run& run, const Piece& at) {
+  const int64_t size = channels_of<T>(op.out), count = op.out.c;
+  const int64_t high = op.stride[0], wide = op.stride[1];
+  for (int64_t x = at.begin; x < at.end; ++x) {
+    const T* from = pixel_of<T>(op.in, run, at.image, at.y / high, x / wide) +
+                    (at.y % high * wide + x % wide) * count;
+    T* to = pixel_of<T>(op.out, run, at.image, at.y, x);
+    std::memcpy(to, from, count * sizeof(T));
+    clear(op.out, to + count, size - count);
+  }
+}
+
 // From floats to bytes, or back.
 template <typename T>
 void convert_row(const Op& op, const Run& run, const Piece& at) {
@@ -173,6 +188,7 @@ void row_item_of(const Op& op, const Run& run, const Step& step, int64_t item) {
     case kAdd: add_row<T>(op, run, piece); break;
     case kUpsample: upsample_row<T>(op, run, piece); break;
     case kConvert: convert_row<T>(op, run, piece); break;
+    case kDepthToSpace: depth_row<T>(op, run, piece); break;
     default: exchange_row<T>(op, run, piece);
   }
   if (step.begin + item == 0 && op.kind != kExport)

@@ -31,7 +31,8 @@ struct View {
   int64_t ring;
 };
 
-enum Kind : int64_t { kImport, kExport, kLayer, kDenseLayer, kMaxPool, kAdd, kUpsample, kConvert };
+enum Kind : int64_t { kImport, kExport, kLayer, kDenseLayer, kMaxPool, kAdd, kUpsample, kConvert,
+                     kDepthToSpace };
 
 // One operator. Mirrored in library.py.
 struct Op {
@@ -40,7 +41,7 @@ struct Op {
   View in, other, out;       // other: residual, second summand; pitch 0 if there is none
   int64_t external;          // import, export: which tensor outside
   int64_t strides[4];        // import, export: of it, (N, C, H, W)
-  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  int64_t kernel[2], stride[2], padding[2], dilation[2];  // depth to space: stride is the block
   int64_t block_rows;        // inputs that are worked on at a time; channels permuted as one
   int64_t steps;             // weights of an output in such a block
   const void* values;        // float or int8; see arrange.py
@@ -56,7 +57,8 @@ struct Op {
 };
 
 // Units begin to end of an operator: tiles of all images, of layers whose lanes are pixels; else
-// rows of all images. Steps run one after the other; mirrored in library.py.
+// rows of all images, of depth to space whole blocks. Steps run one after the other; mirrored in
+// library.py.
 struct Step {
   int64_t op, begin, end;
 };
