@@ -149,7 +149,8 @@ def _operators(nodes: list[Node], outputs: list[int]) -> list[tuple[Operator, in
     found = []
     for value, node in enumerate(nodes):
         found.append((Operator(node.layer is not None, node.values, value, node.kernel, node.stride,
-                               node.padding, node.dilation, node.kind == 'upsample'), None))
+                               node.padding, node.dilation, node.kind == 'upsample',
+                               node.stride[0] if node.kind == 'depth to space' else 1), None))
         found += [(Operator(False, (value, ), None), number)
                   for number, output in enumerate(outputs) if output == value]
     return found
