@@ -94,7 +94,7 @@ def test_damaged_files(refuse, written, tmp_path, shapes):
     path.write_bytes(written[0].read_bytes()[:5000])
     assert str(path) in refuse('test.py', CONFIG, path, *arguments)
     save_file({**load_file(written[0]), 'maxq_accelerated': 7}, path)
-    assert 'another version than 1: 7' in refuse('test.py', CONFIG, path, *arguments)
+    assert 'another version than 2: 7' in refuse('test.py', CONFIG, path, *arguments)
     assert 'is an accelerated file' in refuse('accelerate.py', CONFIG, written[0], *arguments)
 
 
