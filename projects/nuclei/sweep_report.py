@@ -124,7 +124,7 @@ def main() -> None:
 
     runs, wanted = read_runs(args.spec, args.runs)
     groups = group(runs)
-    spec = Config.fromfile(args.spec)
+    spec = Config.fromfile(args.spec, lazy_import=False)
     if spec.methods.get(args.reference) is None:
         raise cli.InputError(f'--reference {args.reference} is no sparse method of {args.spec}')
     if args.curves not in {key[1] for key in groups}:

@@ -91,6 +91,14 @@ def test_writes_table_plots_and_runs(source, tmp_path):
     assert (again / 'results.md').read_text() == table
 
 
+def test_the_table_of_plans(tmp_path):
+    """Of a spec that reads other files: what stands in the results."""
+    results = ROOT / 'projects/nuclei/results/nuclei_allocation'
+    run_tool(TOOL, 'projects/nuclei/configs/allocation.py', '--runs', results / 'runs.json',
+             '--out', tmp_path, '--reference', 'uniform, predictors dense', '--curves', '1:8')
+    assert (tmp_path / 'results.md').read_text() == (results / 'results.md').read_text()
+
+
 def test_of_boxes_and_one_pattern_alone(tmp_path):
     runs = [dict(run, scores=dict(bbox_mAP=run['scores']['bbox_mAP']),
                  curve={key: run['curve'][key] for key in ('epoch', 'bbox_mAP')})
