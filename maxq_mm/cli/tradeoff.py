@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 LEAST = 5  # points of mAP that an axis spans, so that noise looks like noise
 
+
 def draw(rows: Sequence[dict], scores: Sequence[str]) -> Figure:
     """mAP against milliseconds of tools/deploy_table.py's rows: a panel a score, a line a runtime,
     a label a network."""

@@ -72,8 +72,9 @@ def _bytes(view: View) -> int:
     return view.n * view.h * view.w * view.c * view.element
 
 
-def _whole(units: int, block: int) -> int:
-    return -(-max(units, 1) // block) * block
+def padded(size: int, unit: int) -> int:
+    """Up to a multiple of ``unit``."""
+    return -(-size // unit) * unit
 
 
 def _largest(operator: Operator, views: list[View]) -> int:
@@ -168,7 +169,7 @@ class _Run:
                     self.readers[value].append((number, which))
         largest = max(_largest(operator, views) for operator in self.operators)
         bands = -(-largest // (BAND * threads))
-        self.band = [max(_whole(-(-place.units // bands), place.operator.block),
+        self.band = [max(padded(max(1, -(-place.units // bands)), place.operator.block),
                          _LEAST_ITEMS * threads * place.in_tiles) for place in self.places]
         elsewhere = {value for number, operator in enumerate(operators) for value in operator.reads
                      if not first <= number < end}

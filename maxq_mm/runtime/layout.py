@@ -7,17 +7,13 @@ have one border, so that pixels correspond one to one.
 
 from dataclasses import dataclass
 
-from .bands import Operator, Order
+from .bands import Operator, Order, padded
 from .kernels import PackedLayer
 from .library import Library, View
 from .quantization import ChannelQuantization, Quantization
 
 Shape = tuple[int, int, int, int]
 _LINE = 64  # bytes that values are aligned to
-
-
-def _padded(size: int, unit: int) -> int:
-    return -(-size // unit) * unit
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def make_views(nodes: list[Node], shapes: list[Shape], found: Library) -> list[V
 
 
 def place(nodes: list[Node], views: list[View], operators: list[Operator], order: Order,
-           found: Library) -> int:
+          found: Library) -> int:
     """Give values that live at the same time memory of their own; returns how many bytes in all."""
     last = {}  # operator that ends with the last reader
     for number, operator in enumerate(operators):
@@ -98,7 +94,7 @@ def place(nodes: list[Node], views: list[View], operators: list[Operator], order
         if value in order.rings:  # has what is in front at its end
             front, tiles = _LINE, order.rings[value]
             view.ring = tiles - 1
-        size = _padded(front + tiles * _tile_bytes(view, found), _LINE)
+        size = padded(front + tiles * _tile_bytes(view, found), _LINE)
         begin = 0
         for start, end, _ in sorted(taken):
             if begin + size <= start:
@@ -115,4 +111,4 @@ def place(nodes: list[Node], views: list[View], operators: list[Operator], order
 
 
 def _tile_bytes(view: View, found: Library) -> int:
-    return _padded(view.c * view.element, found.unit) * found.width
+    return padded(view.c * view.element, found.unit) * found.width
