@@ -14,7 +14,7 @@ from ..functional.masks import satisfies
 from ..functional.pattern import Pattern
 from ..utils.errors import InputError
 from .arrange import arranged
-from .arrange_int8 import arranged_int8
+from .arrange_int8 import arranged_int8, in_lanes
 from .library import library
 from .quantization import ChannelQuantization, Quantization, QuantizedWeight, quantize_weight
 
@@ -144,7 +144,8 @@ def pack(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | None = 
     return PackedLayer(
         tuple(weight.shape), pattern, _pair('stride', stride, 1), _pair('padding', padding, 0),
         _pair('dilation', dilation, 1), found.instruction_set,
-        *arranged(weight.detach(), pattern, found), _padded(bias, found.outputs))
+        *arranged(weight.detach(), pattern, found),
+        F.pad(bias.float(), (0, -len(bias) % found.outputs)))
 
 
 def refusal_int8(weight: Tensor, pattern: 'str | Pattern | None', groups: int = 1) -> str | None:
@@ -195,12 +196,13 @@ def pack_int8(weight: Tensor, pattern: 'str | Pattern | None', bias: Tensor | No
     scales = scales / (output.scale if output else 1)
     bias = _bias(weight, bias).double() / (output.scale if output else 1) - scales * extra
     pattern = None if pattern is None else Pattern.parse(pattern)
+    dilation = _pair('dilation', dilation, 1)
+    bias, scales = (in_lanes(values.float(), found) for values in (
+        bias + (output.zero_point if output else 0), scales))
     return PackedLayer(
         tuple(weight.shape), pattern, _pair('stride', stride, 1), _pair('padding', padding, 0),
-        _pair('dilation', dilation, 1), found.instruction_set,
-        *arranged_int8(integers, pattern, found),
-        _padded(bias + (output.zero_point if output else 0), found.int8_outputs), input, output,
-        _padded(scales, found.int8_outputs))
+        dilation, found.instruction_set, *arranged_int8(integers, pattern, dilation, found),
+        bias, input, output, scales)
 
 
 def _bias(weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -208,11 +210,6 @@ def _bias(weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias.shape != (len(weight), ):
         raise InputError(f'bias of shape {tuple(bias.shape)}, expected ({len(weight)},)')
     return bias
-
-
-def _padded(values: Tensor, outputs: int) -> Tensor:
-    """``(O,)`` as float32 of whole groups of outputs."""
-    return F.pad(values.float(), (0, -len(values) % outputs))
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:

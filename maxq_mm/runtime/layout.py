@@ -7,6 +7,7 @@ have one border, so that pixels correspond one to one.
 
 from dataclasses import dataclass
 
+from .arrange_int8 import NARROW
 from .bands import Operator, Order, padded
 from .kernels import PackedLayer
 from .library import Library, View
@@ -69,6 +70,10 @@ def make_views(nodes: list[Node], shapes: list[Shape], found: Library) -> list[V
         view = View(n=n, c=c, h=h, w=w, pitch=pitch, tiles=tiles, margin=margin, element=element,
                     zero=quantization.zero_point if isinstance(quantization, Quantization) else 0,
                     ring=-1)
+        view.size = c
+        if found.kernels.lanes_are == 'outputs':
+            unit = NARROW if element == 1 and c <= NARROW else found.unit
+            view.size = padded(c * element, unit) // element
         size = _tile_bytes(view, found)
         view.image, view.front = (tiles + margin) * size, -(-reach // width) * size
         views.append(view)
@@ -111,4 +116,4 @@ def place(nodes: list[Node], views: list[View], operators: list[Operator], order
 
 
 def _tile_bytes(view: View, found: Library) -> int:
-    return padded(view.c * view.element, found.unit) * found.width
+    return view.size * view.element * found.width

@@ -1,9 +1,10 @@
 """The compiled runtime: C++ kernels behind a plain C interface, called without Python's lock.
 
 Kernels are chosen at run time by what the processor has: AVX-512 (F, BW, DQ, VL) with VBMI and VNNI
-or without, AVX2 with FMA, or nothing. ``MAXQ_ISA`` in the environment forces others, never such as
-the processor lacks: ``avx512``, ``avx2``, ``none``, ``avx512-pixels`` (AVX2's kernels in AVX-512);
-for tests, ``emulated`` and ``emulated-pixels`` are what AVX-512 runs in plain C++.
+or without, with AMX beside them or not, AVX2 with FMA, or nothing. ``MAXQ_ISA`` in the environment
+forces others, never such as the processor lacks: ``avx512-vnni``, ``avx512``, ``avx2``, ``none``,
+``avx512-pixels`` (AVX2's kernels in AVX-512); for tests, ``emulated``, ``emulated-amx`` and
+``emulated-pixels`` are what AVX-512 and AMX run in plain C++.
 """
 
 import ctypes
@@ -33,18 +34,21 @@ class Kernels(NamedTuple):
 
 # The one place where instruction sets, kernels and layouts are matched; the best comes first.
 KERNELS = {
+    'avx512-amx': Kernels(5, 4, 'outputs', 'avx512-amx'),
     'avx512-vnni': Kernels(3, 3, 'outputs', 'avx512-vnni'),
     'avx512': Kernels(1, 2, 'outputs', 'avx2'),
     'avx2': Kernels(0, 1, 'pixels', 'avx2'),
     'avx512-pixels': Kernels(2, 2, 'pixels', 'avx2'),
-    'emulated': Kernels(3, 3, 'outputs', 'emulated'),
-    'emulated-pixels': Kernels(2, 3, 'pixels', 'emulated'),
+    'emulated': Kernels(3, 4, 'outputs', 'emulated'),
+    'emulated-amx': Kernels(5, 4, 'outputs', 'emulated-amx'),
+    'emulated-pixels': Kernels(2, 4, 'pixels', 'emulated'),
 }
-_BEST = {3: 'avx512-vnni', 2: 'avx512', 1: 'avx2', 0: 'none'}  # by level
+_BEST = {4: 'avx512-amx', 3: 'avx512-vnni', 2: 'avx512', 1: 'avx2', 0: 'none'}  # by level
 FLAGS = ('-O3', '-std=c++20', '-pthread')  # of all files
 _AVX2 = ('-mavx2', '-mfma')
-_AVX512 = (*_AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl')
+_AVX512 = (*_AVX2, '-mprfchw', '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl')
 _VNNI = (*_AVX512, '-mavx512vbmi', '-mavx512vnni')
+_AMX = (*_VNNI, '-mamx-tile', '-mamx-int8')
 _lock = threading.Lock()
 _Int = ctypes.c_int64
 
@@ -52,8 +56,8 @@ _Int = ctypes.c_int64
 class View(ctypes.Structure):
     """A tensor: see runtime.h."""
 
-    _fields_ = [(name, _Int) for name in ('offset', 'image', 'n', 'c', 'h', 'w', 'pitch', 'tiles',
-                                          'margin', 'front', 'element', 'zero', 'ring')]
+    _fields_ = [(name, _Int) for name in ('offset', 'image', 'n', 'c', 'h', 'w', 'pitch', 'size',
+                                          'tiles', 'margin', 'front', 'element', 'zero', 'ring')]
 
 
 class Op(ctypes.Structure):
@@ -102,7 +106,7 @@ def library(int8: bool = False) -> Library | None:
 
 @functools.cache
 def _library(int8: bool) -> Library | None:
-    wanted = os.environ.get('MAXQ_ISA') or 'avx512-vnni'
+    wanted = os.environ.get('MAXQ_ISA') or 'avx512-amx'
     if wanted not in (*KERNELS, 'none'):
         raise InputError(f'MAXQ_ISA must be none or one of {", ".join(KERNELS)}, got {wanted!r}')
     emulated = wanted.startswith('emulated')
@@ -128,10 +132,12 @@ def _library(int8: bool) -> Library | None:
 @functools.cache
 def _load(emulated: bool) -> ctypes.CDLL:
     if emulated:  # arrays of 16 take a compiler long at -O3
-        sets = dict.fromkeys(('outputs_vnni', 'pixels_avx512', 'align_avx512'), ('-O1',))
+        sets = dict.fromkeys(('outputs_amx', 'outputs_vnni', 'pixels_avx512', 'align_avx512'),
+                             ('-O1',))
     else:
-        sets = {'outputs_vnni': _VNNI, 'outputs_avx512': _AVX512, 'pixels_avx512': _AVX512,
-                'align_avx512': _AVX512, 'pixels_avx2': _AVX2, 'align_avx2': _AVX2}
+        sets = {'outputs_amx': _AMX, 'outputs_vnni': _VNNI, 'outputs_avx512': _AVX512,
+                'pixels_avx512': _AVX512, 'align_avx512': _AVX512,
+                'pixels_avx2': _AVX2, 'align_avx2': _AVX2}
     units = [compiler.Unit(SOURCES / f'{name}.cpp', flags) for name, flags in sets.items()]
     units += [compiler.Unit(SOURCES / f'{name}.cpp') for name in ('pool', 'program')]
     # What rounds here is to round as in the operators whose place these take.

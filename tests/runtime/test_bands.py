@@ -10,7 +10,7 @@ from maxq_mm.runtime.program import Program
 
 from . import band_cases
 from .kernel_cases import check_network, residual_network, sparse
-from .test_kernels import needs_kernels, run
+from .test_kernels import needs_kernels, run, skip_unless_other
 
 pytestmark = needs_kernels
 
@@ -30,10 +30,9 @@ def test_the_same_bits(seed, int8):
     band_cases.check(seed, 12, int8)
 
 
-@pytest.mark.parametrize('name', ['emulated', 'emulated-pixels', 'avx2'])
+@pytest.mark.parametrize('name', ['emulated', 'emulated-pixels', 'avx512-vnni', 'avx2'])
 def test_the_same_bits_of_other_kernels(name):
-    if name == 'avx2' and kernels.instruction_set() in (None, 'avx2'):
-        pytest.skip('tested in this process, or not here')
+    skip_unless_other(name)
     run('from tests.runtime import band_cases\n'
         'band_cases.check(5, 10)\n'
         f'if {name!r} != "emulated-pixels": band_cases.check(5, 10, True)', MAXQ_ISA=name)

@@ -25,6 +25,15 @@ needs_kernels = pytest.mark.skipif(kernels.instruction_set() is None,
                                    reason='no AVX2 or AVX-512, or no C++ compiler')
 
 
+def skip_unless_other(name: str) -> None:
+    """Unless this set runs here and is not the one that this process tests."""
+    here = library()
+    if not name.startswith('emulated') and (
+            here is None or KERNELS[name].level > here.functions.maxq_level()
+            or name == here.instruction_set):
+        pytest.skip('tested in this process, or not here')
+
+
 def run(code: str, **environment: str) -> str:
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, check=False,
                             capture_output=True, timeout=600, env={**os.environ, **environment})
@@ -48,11 +57,10 @@ def test_a_network_at_several_sizes(threads):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize('name', ['emulated', 'emulated-pixels', 'avx2'])
+@pytest.mark.parametrize('name', [name for name in KERNELS if name != 'avx512-amx'])
 def test_other_kernels(name):
-    """What AVX-512 runs, in plain C++; and AVX2 where there is more."""
-    if name == 'avx2' and kernels.instruction_set() in (None, 'avx2'):
-        pytest.skip('tested in this process, or not here')
+    """What AVX-512 and AMX run, in plain C++; and all lower sets that run here."""
+    skip_unless_other(name)
     found = run('from tests.runtime import image_cases, int8_cases, region_cases\n'
                 'from tests.runtime.kernel_cases import check, check_network\n'
                 'from maxq_mm.runtime import kernels\n'
@@ -89,6 +97,9 @@ def test_never_more_than_the_processor_has():
     flags = Path('/proc/cpuinfo')
     if flags.exists():
         assert KERNELS[name].level == (2 if 'avx512f' in flags.read_text() else 1)
+    flags = flags.read_text().split() if flags.exists() else []
+    if {'amx_int8', 'avx512_vbmi', 'avx512_vnni'} <= {*flags} and not os.environ.get('MAXQ_ISA'):
+        assert kernels.instruction_set() in ('avx512-amx', 'avx512-vnni')  # as the system allows
 
 
 def test_without_a_compiler(tmp_path):
@@ -111,7 +122,7 @@ def test_under_the_address_sanitizer(tmp_path):
     if not all(Path(name).is_absolute() for name in found):
         pytest.skip('no address sanitizer here')
     run('import maxq_mm.runtime.library as library\n'
-        'library.FLAGS += ("-fsanitize=address", "-g1")\n'
+        'library.FLAGS = ("-O1", *library.FLAGS[1:], "-fsanitize=address", "-g1")\n'
         'from tests.runtime import region_cases\n'
         'from tests.runtime.kernel_cases import check, check_network\n'
         'from tests.runtime import image_cases, int8_cases\n'

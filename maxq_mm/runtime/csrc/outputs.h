@@ -18,18 +18,25 @@ template <Form kForm>
 struct Floats {
   using T = float;
   using Weight = float;
-  using Sums = Lanes[kPixels][kGroups];
+  static constexpr int kPixels = 12;  // 24 accumulators of 32 registers
+  static constexpr int kGroups = 2;   // vectors of outputs
+  static constexpr int kOutputs = kGroups * Lanes::kSize;
+  using Block = maxq::Block<float, kPixels>;
+  using Accumulators = Lanes[kPixels][kGroups];
   // Channels that are permuted as one.
   static constexpr int kWidth = kForm == kWideSparse ? 2 * Lanes::kSize : Lanes::kSize;
+
+  const Op& op;
+  Floats(const Op& op, float*) : op(op) {}
 
   static int64_t weights(const Op& op) {
     return op.kernel[0] * op.kernel[1] * kOutputs *
            (kForm == kDense ? op.in.c : divide_up(op.in.c, kWidth) * op.steps);
   }
+  static int64_t scratch(const Op&) { return 0; }
 
   // Adds what the channels of one kernel position give.
-  static void add_sparse(const Op& op, const float* const* in, int64_t shift, Weights<float>& w,
-                         Sums& sum) {
+  void add_sparse(const Block& block, int64_t shift, Weights<float>& w, Accumulators& sum) const {
     for (int64_t c = 0; c < op.in.c; c += kWidth) {
       for (int64_t step = 0; step < op.steps; ++step) {
         Columns column[kGroups];
@@ -41,7 +48,7 @@ struct Floats {
         }
 #pragma GCC unroll 12
         for (int i = 0; i < kPixels; ++i) {
-          const float* from = in[i] + shift + c;
+          const float* from = block.in[i] + shift + c;
           // Read again at each step: all of them ahead of the loop do not fit into registers.
           asm("" : "+r"(from));
           const Lanes low = Lanes::load(from);
@@ -57,15 +64,14 @@ struct Floats {
     }
   }
 
-  static void add_dense(const Op& op, const float* const* in, int64_t shift, Weights<float>& w,
-                        Sums& sum) {
+  void add_dense(const Block& block, int64_t shift, Weights<float>& w, Accumulators& sum) const {
     for (int64_t c = 0; c < op.in.c; ++c) {
       Lanes value[kGroups];
 #pragma GCC unroll 2
       for (int g = 0; g < kGroups; ++g) value[g] = Lanes::load(w.values + g * Lanes::kSize);
 #pragma GCC unroll 12
       for (int i = 0; i < kPixels; ++i) {
-        const Lanes input = Lanes::fill(in[i][shift + c]);
+        const Lanes input = Lanes::fill(block.in[i][shift + c]);
 #pragma GCC unroll 2
         for (int g = 0; g < kGroups; ++g) sum[i][g] = sum[i][g].fma(input, value[g]);
       }
@@ -73,15 +79,18 @@ struct Floats {
     }
   }
 
-  static void multiply(const Op& op, const Block<float>& block, int64_t output, Weights<float> w) {
-    Sums sum;
+  void multiply(int64_t, const Block& block, int64_t output, Weights<float> w) const {
+    Accumulators sum;
 #pragma GCC unroll 12
     for (int i = 0; i < kPixels; ++i)
 #pragma GCC unroll 2
       for (int g = 0; g < kGroups; ++g)
         sum[i][g] = Lanes::load(op.bias + output + g * Lanes::kSize);
-    for_positions<float>(op, [&](int64_t shift) {
-      (kForm == kDense ? add_dense : add_sparse)(op, block.in, shift, w, sum);
+    for_positions(op, [&](int64_t shift) {
+      if constexpr (kForm == kDense)
+        add_dense(block, shift, w, sum);
+      else
+        add_sparse(block, shift, w, sum);
     });
 #pragma GCC unroll 12
     for (int i = 0; i < kPixels; ++i) {

@@ -2,6 +2,12 @@
 
 #include <chrono>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "pool.h"
 #include "runtime.h"
 
@@ -12,22 +18,40 @@ const maxq::Kernels& kernels(int64_t number) {
   if (number == 0) return maxq::kPixelsAvx2;
   if (number == 1) return maxq::kOutputsAvx512;
 #endif
-  return number == 2 ? maxq::kPixelsAvx512 : maxq::kOutputsVnni;
+  if (number == 2) return maxq::kPixelsAvx512;
+  return number == 3 ? maxq::kOutputsVnni : maxq::kOutputsAmx;
+}
+
+// Whether there are matrix instructions for bytes, and the system lets this process use them: their
+// registers are large, so it wants to be asked.
+[[maybe_unused]] bool allows_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool has_tiles = d >> 24 & 1, has_int8 = d >> 25 & 1;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return has_tiles && has_int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace
 
 extern "C" {
 
-// What the processor and the system offer: 3 AVX-512 with VBMI and VNNI, 2 AVX-512, 1 AVX2, 0 none.
+// What the processor and the system offer: 4 AMX with what follows, 3 AVX-512 with VBMI and VNNI,
+// 2 AVX-512, 1 AVX2, 0 none.
 int64_t maxq_level() {
 #if defined(MAXQ_EMULATE)
-  return 3;
+  return 4;
 #elif defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-    return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") ? 3 : 2;
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
+    if (!__builtin_cpu_supports("avx512vbmi") || !__builtin_cpu_supports("avx512vnni")) return 2;
+    return allows_amx() ? 4 : 3;
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
   return 0;

@@ -12,17 +12,10 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Elements of a pixel: its channels and zeros up to whole vectors.
-template <typename T>
-int64_t channels_of(const View& view) {
-  constexpr int64_t kVector = Lanes::kSize * sizeof(float) / sizeof(T);
-  return divide_up(view.c, kVector) * kVector;
-}
-
 template <typename T>
 T* pixel_of(const View& view, const Run& run, int64_t image, int64_t y, int64_t x) {
   return reinterpret_cast<T*>(run.arena + view.offset + image * view.image) +
-         (y * view.pitch + x) * channels_of<T>(view);
+         (y * view.pitch + x) * view.size;
 }
 
 template <typename T>
@@ -33,7 +26,7 @@ void clear(const View& view, T* from, int64_t count) {
 // Calls use(elements, their count) for what lies around all images.
 template <typename T, typename Use>
 void for_border(const View& view, const Run& run, const Use& use) {
-  const int64_t size = channels_of<T>(view);
+  const int64_t size = view.size;
   use(reinterpret_cast<T*>(run.arena + view.offset - view.front),
       view.front / static_cast<int64_t>(sizeof(T)));
   for (int64_t image = 0; image < view.n; ++image) {
@@ -52,7 +45,7 @@ void clear_border(const View& view, const Run& run) {
 
 // The same where each channel of the bytes has a zero of its own.
 void clear_own_border(const Op& op, const Run& run) {
-  const int64_t size = channels_of<uint8_t>(op.out);
+  const int64_t size = op.out.size;
   for_border<uint8_t>(op.out, run, [&](uint8_t* from, int64_t count) {
     clear(op.out, from, count);
     for (int64_t c = 0; c < op.out.c; ++c) {
@@ -74,31 +67,127 @@ struct Piece {
   }
 };
 
+// Scales of 16 channels, or less, from c on.
+struct LaneScales {
+  Lanes factor, offset;
+  LaneScales(const ChannelScales& of, int64_t c, int64_t count)
+      : factor(of.factors ? Lanes::load(of.factors + c, count) : Lanes::fill(of.whole.factor)),
+        offset(of.factors ? Lanes::load(of.offsets + c, count) : Lanes::fill(of.whole.offset)) {}
+};
+
+// As many channels of a pixel, as floats that are its own.
+template <typename T>
+Lanes load_pixel(const T* from, int64_t count, const View& view, const LaneScales& scales) {
+  if constexpr (sizeof(T) == 1)
+    return Lanes::load(from, count, static_cast<int32_t>(view.zero)).times(scales.factor);
+  else
+    return Lanes::load(from, count);
+}
+template <typename T>
+void store_pixel(Lanes value, T* to, int64_t count, const LaneScales& scales) {
+  if constexpr (sizeof(T) == 1) value = multiplied(value, scales.factor, scales.offset);
+  value.store(to, count);
+}
+
+// Pixels of an image whose channels are bytes of a quad; `plane`: from channel to channel outside.
+void import_quads(const ChannelScales& scales, const float* outside, int64_t plane, uint8_t* to,
+                  int64_t count, int64_t channels) {
+  int64_t x = 0;
+  for (; x + Lanes::kSize <= count; x += Lanes::kSize) {
+    Lanes lines[4];
+    for (int64_t c = 0; c < channels; ++c)
+      lines[c] = multiplied(Lanes::load(outside + c * plane + x), Lanes::fill(scales[c].factor),
+                            Lanes::fill(scales[c].offset));
+    store_quads(lines, channels, to + 4 * x);
+  }
+  for (; x < count; ++x)
+    for (int64_t c = 0; c < channels; ++c) convert(scales[c], outside[c * plane + x], to[4 * x + c]);
+}
+
+// Pixels between here and planes outside, 16 of 16 channels at a time.
+template <typename T>
+void exchange_planes(const Op& op, const View& view, float* outside, T* inside, int64_t count) {
+  constexpr int64_t kSize = Lanes::kSize;
+  const int64_t plane = op.strides[1];
+  Lanes lines[kSize];
+  for (int64_t c = 0; c < view.c; c += kSize) {
+    const int64_t channels = view.c - c < kSize ? view.c - c : kSize;
+    const LaneScales scales(ChannelScales(op), c, channels);
+    for (int64_t x = 0; x < count; x += kSize) {
+      const int64_t pixels = count - x < kSize ? count - x : kSize;
+      float* planes = outside + c * plane + x;
+      T* here = inside + x * view.size + c;
+      // Planes lie too far apart for the processor to see what is written next.
+      const float* next = planes + (x + kSize < count ? kSize : kSize * plane - x);
+      if (op.kind == kExport)
+        for (int64_t i = 0; i < kSize && c + i < view.c; ++i)
+          __builtin_prefetch(next + i * plane, 1);
+      if (op.kind == kImport) {
+        for (int64_t i = 0; i < kSize; ++i)
+          lines[i] = i < channels ? Lanes::load(planes + i * plane, pixels) : Lanes::fill(0);
+        transpose(lines);
+        for (int64_t i = 0; i < pixels; ++i)
+          store_pixel(lines[i], here + i * view.size, channels, scales);
+      } else {
+        for (int64_t i = 0; i < kSize; ++i)
+          lines[i] = i < pixels ? load_pixel(here + i * view.size, channels, view, scales)
+                                : Lanes::fill(0);
+        transpose(lines);
+        for (int64_t i = 0; i < channels; ++i) lines[i].store(planes + i * plane, pixels);
+      }
+    }
+  }
+}
+
+// The same where a pixel's channels lie side by side outside, too.
+template <typename T>
+void exchange_pixels(const Op& op, const View& view, float* outside, T* inside, int64_t count) {
+  for (int64_t c = 0; c < view.c; c += Lanes::kSize) {
+    const int64_t channels = view.c - c < Lanes::kSize ? view.c - c : Lanes::kSize;
+    const LaneScales scales(ChannelScales(op), c, channels);
+    for (int64_t x = 0; x < count; ++x) {
+      float* there = outside + x * op.strides[3] + c;
+      T* here = inside + x * view.size + c;
+      if (op.kind == kImport)
+        store_pixel(Lanes::load(there, channels), here, channels, scales);
+      else
+        load_pixel(here, channels, view, scales).store(there, channels);
+    }
+  }
+}
+
 template <typename T>
 void exchange_row(const Op& op, const Run& run, const Piece& at) {
   const bool is_import = op.kind == kImport;
   const View& view = is_import ? op.out : op.in;
-  const ChannelScales scales(op);
-  const int64_t *s = op.strides, size = channels_of<T>(view);
-  float* outside = run.externals[op.external] + at.image * s[0] + at.y * s[2];
-  T* inside = pixel_of<T>(view, run, at.image, at.y, 0);
-  constexpr int64_t kAtOnce = 16;  // channels, then pixels: each line is used whole
-  for (int64_t c = 0; c < view.c; c += kAtOnce)
-    for (int64_t x = at.begin; x < at.end; ++x)
-      for (int64_t i = c; i < view.c && i < c + kAtOnce; ++i) {
-        T& inner = inside[x * size + i];
-        float& outer = outside[x * s[3] + i * s[1]];
-        is_import ? convert(scales[i], outer, inner) : convert(scales[i], inner, outer);
+  const int64_t *s = op.strides, size = view.size, count = at.end - at.begin;
+  float* outside = run.externals[op.external] + at.image * s[0] + at.y * s[2] + at.begin * s[3];
+  T* inside = pixel_of<T>(view, run, at.image, at.y, at.begin);
+  if (s[1] == 1) {
+    exchange_pixels(op, view, outside, inside, count);
+  } else if (s[3] == 1) {
+    if constexpr (sizeof(T) == 1)
+      if (is_import && size == 4)
+        return import_quads(ChannelScales(op), outside, s[1], inside, count, view.c);
+    exchange_planes(op, view, outside, inside, count);
+  } else {
+    const ChannelScales scales(op);
+    for (int64_t x = 0; x < count; ++x)
+      for (int64_t c = 0; c < view.c; ++c) {
+        T& inner = inside[x * size + c];
+        float& outer = outside[x * s[3] + c * s[1]];
+        is_import ? convert(scales[c], outer, inner) : convert(scales[c], inner, outer);
       }
-  if (is_import)
-    for (int64_t x = at.begin; x < at.end; ++x)
+  }
+  if (is_import && size > view.c)
+    for (int64_t x = 0; x < count; ++x)
       clear(view, inside + x * size + view.c, size - view.c);
 }
 
 template <typename T>
 void pool_row(const Op& op, const Run& run, const Piece& at) {
   const View &in = op.in, &out = op.out;
-  const int64_t size = channels_of<T>(out);
+  const int64_t size = out.size;
   for (int64_t x = at.begin; x < at.end; ++x) {
     T* to = pixel_of<T>(out, run, at.image, at.y, x);
     bool is_first = true;
@@ -119,7 +208,7 @@ void pool_row(const Op& op, const Run& run, const Piece& at) {
 
 template <typename T>
 void add_row(const Op& op, const Run& run, const Piece& at) {
-  const int64_t count = (at.end - at.begin) * channels_of<T>(op.out);
+  const int64_t count = (at.end - at.begin) * op.out.size;
   const Scales scales(op);
   const bool has_relu = op.relu;
   const T* from = pixel_of<T>(op.in, run, at.image, at.y, at.begin);
@@ -135,7 +224,7 @@ void add_row(const Op& op, const Run& run, const Piece& at) {
 template <typename T>
 void upsample_row(const Op& op, const Run& run, const Piece& at) {
   const View &in = op.in, &out = op.out;
-  const int64_t size = channels_of<T>(out), y = nearest(at.y, in.h, out.h);
+  const int64_t size = out.size, y = nearest(at.y, in.h, out.h);
   const Scales scales(op);
   for (int64_t x = at.begin; x < at.end; ++x) {
     const T* from = pixel_of<T>(in, run, at.image, y, nearest(x, in.w, out.w));
@@ -149,7 +238,7 @@ void upsample_row(const Op& op, const Run& run, const Piece& at) {
 // becomes channel c of the block's pixel (i, j).
 template <typename T>
 void depth_row(const Op& op, const Run& run, const Piece& at) {
-  const int64_t size = channels_of<T>(op.out), count = op.out.c;
+  const int64_t size = op.out.size, count = op.out.c;
   const int64_t high = op.stride[0], wide = op.stride[1];
   for (int64_t x = at.begin; x < at.end; ++x) {
     const T* from = pixel_of<T>(op.in, run, at.image, at.y / high, x / wide) +
@@ -165,7 +254,7 @@ template <typename T>
 void convert_row(const Op& op, const Run& run, const Piece& at) {
   using From = typename Element<T>::Other;
   const ChannelScales scales(op);
-  const int64_t size = channels_of<T>(op.out);
+  const int64_t size = op.out.size;
   for (int64_t x = at.begin; x < at.end; ++x) {
     const From* from = pixel_of<From>(op.in, run, at.image, at.y, x);
     T* to = pixel_of<T>(op.out, run, at.image, at.y, x);

@@ -21,6 +21,7 @@ constexpr int kTileVectors = 4;  // a tile is so many vectors of pixels
 struct View {
   int64_t offset, image;
   int64_t n, c, h, w, pitch;
+  int64_t size;            // elements of a pixel whose channels lie side by side, with padding
   int64_t tiles, margin;   // of an image, and zeros behind it
   int64_t front;           // bytes before the first image that are 0
   int64_t element;         // bytes of an element: 4, float, or 1
@@ -42,8 +43,10 @@ struct Op {
   int64_t external;          // import, export: which tensor outside
   int64_t strides[4];        // import, export: of it, (N, C, H, W)
   int64_t kernel[2], stride[2], padding[2], dilation[2];  // depth to space: stride is the block
-  int64_t block_rows;        // inputs that are worked on at a time; channels permuted as one
-  int64_t steps;             // weights of an output in such a block
+  // Inputs that are worked on at a time, channels permuted as one; of dense layers in bytes whose
+  // lanes are outputs, quads of inputs at a kernel position.
+  int64_t block_rows;
+  int64_t steps;             // weights of an output in such a block; quads with padding
   const void* values;        // float or int8; see arrange.py
   const void* rows;          // of each weight, its place in the block
   const float* bias;         // O padded to whole groups
@@ -81,6 +84,6 @@ struct Kernels {
   int64_t (*scratch)(const Op& op);  // floats
 };
 
-extern const Kernels kPixelsAvx2, kPixelsAvx512, kOutputsAvx512, kOutputsVnni;
+extern const Kernels kPixelsAvx2, kPixelsAvx512, kOutputsAvx512, kOutputsVnni, kOutputsAmx;
 
 }  // namespace maxq
