@@ -26,6 +26,10 @@ from .trace import Trace
 ROUNDS = 3
 # Repeats within a round, unless one run takes longer than this.
 REPEATS, LONG = 3, 0.1
+# Seconds of a way's rounds after which it is not measured again: noise is small against them.
+PATIENCE = 1.
+# How much slower than the fastest a mixture may be in its first run to take part in others.
+_HOPELESS = 1.5
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,12 @@ def choose(trace: Trace, calls: Sequence[Sequence[Tensor]], patterns: Mapping[La
 def _measure(trials: Mapping[str, Compiled], calls: Sequence, ways: Mapping
              ) -> dict[Layer, dict[str, float]]:
     times = defaultdict(dict)
+    spent = dict.fromkeys(trials, 0.)
     for _ in range(ROUNDS):
         for way, trial in trials.items():
+            if spent[way] > PATIENCE:
+                continue
+            begin = time.perf_counter()
             total = defaultdict(float)
             for tensors in calls:
                 start = time.perf_counter()
@@ -174,6 +182,7 @@ def _measure(trials: Mapping[str, Compiled], calls: Sequence, ways: Mapping
             for layer, ms in total.items():
                 if way in ways[layer]:
                     times[layer][way] = min(ms, times[layer].get(way, ms))
+            spent[way] += time.perf_counter() - begin
     return times
 
 
@@ -182,8 +191,11 @@ def _fastest(candidates: list[tuple[Compiled, dict]], calls: Sequence) -> tuple[
               if all(item[1] != other[1] for other in candidates[:i])]
     best = [float('inf')] * len(unique)
     if len(unique) > 1:
-        for _ in range(ROUNDS + 1):  # the first also warms up
+        for turn in range(ROUNDS + 1):  # the first also warms up
+            bar = _HOPELESS * min(best) if turn else float('inf')
             for i, (compiled, _) in enumerate(unique):
+                if best[i] > bar:
+                    continue
                 start = time.perf_counter()
                 for tensors in calls:
                     compiled.run(tensors)

@@ -14,12 +14,14 @@ namespace {
 
 enum Form { kSparse, kWideSparse, kDense };
 
-template <Form kForm>
+// kOutputs of a group are packed side by side; where a layer has no more, one vector is enough.
+constexpr int kPacked = 2 * Lanes::kSize;
+
+template <Form kForm, int kGroups = 2>
 struct Floats {
   using T = float;
   using Weight = float;
-  static constexpr int kPixels = 12;  // 24 accumulators of 32 registers
-  static constexpr int kGroups = 2;   // vectors of outputs
+  static constexpr int kPixels = 24 / kGroups;  // 24 accumulators of 32 registers
   static constexpr int kOutputs = kGroups * Lanes::kSize;
   using Block = maxq::Block<float, kPixels>;
   using Accumulators = Lanes[kPixels][kGroups];
@@ -30,7 +32,7 @@ struct Floats {
   Floats(const Op& op, float*) : op(op) {}
 
   static int64_t weights(const Op& op) {
-    return op.kernel[0] * op.kernel[1] * kOutputs *
+    return op.kernel[0] * op.kernel[1] * kPacked *
            (kForm == kDense ? op.in.c : divide_up(op.in.c, kWidth) * op.steps);
   }
   static int64_t scratch(const Op&) { return 0; }
@@ -46,7 +48,7 @@ struct Floats {
           column[g] = Columns::load(w.columns + g * Lanes::kSize);
           value[g] = Lanes::load(w.values + g * Lanes::kSize);
         }
-#pragma GCC unroll 12
+#pragma GCC unroll 24
         for (int i = 0; i < kPixels; ++i) {
           const float* from = block.in[i] + shift + c;
           // Read again at each step: all of them ahead of the loop do not fit into registers.
@@ -58,8 +60,8 @@ struct Floats {
                 kForm == kWideSparse ? low.permuted(Lanes::load(from + Lanes::kSize), column[g])
                                      : low.permuted(column[g]), value[g]);
         }
-        w.columns += kOutputs;
-        w.values += kOutputs;
+        w.columns += kPacked;
+        w.values += kPacked;
       }
     }
   }
@@ -69,19 +71,19 @@ struct Floats {
       Lanes value[kGroups];
 #pragma GCC unroll 2
       for (int g = 0; g < kGroups; ++g) value[g] = Lanes::load(w.values + g * Lanes::kSize);
-#pragma GCC unroll 12
+#pragma GCC unroll 24
       for (int i = 0; i < kPixels; ++i) {
         const Lanes input = Lanes::fill(block.in[i][shift + c]);
 #pragma GCC unroll 2
         for (int g = 0; g < kGroups; ++g) sum[i][g] = sum[i][g].fma(input, value[g]);
       }
-      w.values += kOutputs;
+      w.values += kPacked;
     }
   }
 
   void multiply(int64_t, const Block& block, int64_t output, Weights<float> w) const {
     Accumulators sum;
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int i = 0; i < kPixels; ++i)
 #pragma GCC unroll 2
       for (int g = 0; g < kGroups; ++g)
@@ -92,7 +94,7 @@ struct Floats {
       else
         add_sparse(block, shift, w, sum);
     });
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int i = 0; i < kPixels; ++i) {
       if (i >= block.count) break;
 #pragma GCC unroll 2

@@ -26,6 +26,7 @@ auto with_kernel(const Op& op, const Use& use) {
     return is_dense ? use(static_cast<Int8<true>*>(nullptr)) : use(static_cast<Int8<false>*>(nullptr));
   }
 #endif
+  if (is_dense && op.out.c <= Lanes::kSize) return use(static_cast<Floats<kDense, 1>*>(nullptr));
   if (is_dense) return use(static_cast<Floats<kDense>*>(nullptr));
   return op.block_rows > Lanes::kSize ? use(static_cast<Floats<kWideSparse>*>(nullptr))
                                       : use(static_cast<Floats<kSparse>*>(nullptr));
@@ -58,7 +59,7 @@ constexpr int kInt8Outputs = 0;
 
 }  // namespace
 
-extern const Kernels KERNELS = {Lanes::kSize, Floats<kDense>::kOutputs, kInt8Outputs, 1,
+extern const Kernels KERNELS = {Lanes::kSize, kPacked, kInt8Outputs, 1,
                                 Lanes::kSize * sizeof(float), items, run_item, scratch};
 
 }  // namespace maxq
