@@ -6,8 +6,10 @@
 training iteration against the dense model's. ``infer``: backbone and neck of the dense, the sparse
 and the folded model; what follows them takes as long as there are detections, which random weights
 decide. Images are random, too. ``engines``: what other engines make of the dense network, and
-maxq_mm.accelerate of the sparse ones, in float32 and int8, on this CPU. ``profile``: where the
-milliseconds of a whole detector go, dense and accelerated.
+maxq_mm.accelerate of the sparse ones, in float32 and int8, on this CPU: of the backbone, of that
+and the neck, or of a whole detector (``--scope``), from images as the backbone gets them to masks
+pasted into them. ``profile``: where the milliseconds of a whole detector go, dense and accelerated,
+in float32 or int8.
 """
 
 import argparse
@@ -54,21 +56,27 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--repeat', type=cli.positive, default=5, help='measured turns')
     parser.add_argument('--scope', choices=SCOPES, default='features',
                         help='what of the detector runs (engines); features: backbone and neck')
-    parser.add_argument('--precision', nargs='+', choices=PRECISIONS, default=[*PRECISIONS],
-                        help='what maxq_mm.accelerate computes in (engines; default: both)')
+    parser.add_argument('--precision', nargs='+', choices=PRECISIONS,
+                        help='what maxq_mm.accelerate computes in (engines, default: both; '
+                        'profile, one, default: float32)')
     parser.add_argument('--checkpoint', type=Path, help='folded one of --model (profile)')
     parser.add_argument('--image-dir', type=Path, metavar='DIR',
                         help='images to find objects in, with --checkpoint (profile)')
     parser.add_argument('--plot', type=Path, metavar='OUT.png', help='draw the times (engines)')
     parser.add_argument('--json', type=Path, metavar='OUT', help='also write everything here')
     parser.set_defaults(data_root=None, cfg_options=None)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.precision = args.precision or (
+        ['float32'] if args.what == 'profile' else [*PRECISIONS])
+    return args
 
 
 def check(args: argparse.Namespace) -> None:
     for pattern in args.pattern:
         if Pattern.parse(pattern).is_dense:
             raise cli.InputError(f'--pattern {pattern} prunes nothing')
+    if args.what == 'profile' and len(args.precision) > 1:
+        raise cli.InputError(f'profile takes one --precision, got {" ".join(args.precision)}')
     if args.device.split(':')[0] not in ('cpu', 'cuda'):
         raise cli.InputError(f'--device must be cpu or cuda, got {args.device}')
     if min(args.size) < 32:
@@ -185,6 +193,8 @@ def main() -> None:
         settings |= dict(size=list(args.size), batch=args.batch)
     if args.what == 'engines':
         settings |= dict(scope=args.scope)
+    elif args.what == 'profile':
+        settings |= dict(precision=args.precision[0])
     on = machine(device)
     print(f'{on["device"]}, {on["threads"]} threads, {on["vectors"]}, torch {torch.__version__}, '
           + ', '.join(f'{key} {value}' for key, value in settings.items()))

@@ -8,16 +8,24 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import accelerate, fold, report, sparsify
 from ..runtime.kernels import instruction_set
+from ..utils.errors import InputError
 from ..utils.tables import table
-from .engines import dense_engines, difference, in_torch, network, peak, plot
+from .engines import (
+    Engine,
+    dense_engines,
+    detection_difference,
+    difference,
+    in_torch,
+    network,
+    peak,
+    plot,
+)
 
 SCOPES = ('backbone', 'features', 'detector')
-
-
 PRECISIONS = {'float32': 'maxq_mm', 'int8': 'maxq_mm int8'}
 
 
@@ -25,21 +33,22 @@ def bench_engines(args: argparse.Namespace, build: Callable[[], nn.Module],
                   measure: Callable) -> tuple[list[dict], dict]:
     """A row an engine, and the layers of each pattern; ``build`` gives a dense detector.
 
-    Engines that quantize are calibrated on the images they are timed with.
+    Engines that quantize are calibrated on the images they are timed with. What is timed of a whole
+    detector is said in :mod:`.detector_engines`; ``left_out`` is why no other engine runs it.
     """
     images = torch.randn(args.batch, 3, *args.size)
-    variants, expected, layers, ours = {}, {}, {}, {}
+    variants, expected, layers, ours, left_out = {}, {}, {}, {}, None
     highest = peak(_seconds)
+    apart = detection_difference if args.scope == 'detector' else difference
     for pattern in args.pattern:
         detector = _distinct(build())
         sparsify(detector, pattern)
         folded = network(fold(detector), args.scope)
         if not variants:  # dense engines take as long whatever is zero
-            engines = ({'torch': in_torch(copy.deepcopy(folded))} if args.scope == 'detector'
-                       else dense_engines(copy.deepcopy(folded), images, torch.get_num_threads()))
+            engines, left_out = _dense(copy.deepcopy(folded), images, args.scope)
             variants = {name: partial(engine, images) for name, engine in engines.items()}
             reference = variants['torch']()
-            expected = {name: difference(reference, call()) for name, call in variants.items()}
+            expected = {name: apart(reference, call()) for name, call in variants.items()}
         reference = in_torch(folded)(images)
         macs = {} if args.scope == 'detector' else {
             row.name: row.macs_kept for row in report(folded, images, _patterns(folded)).layers}
@@ -49,7 +58,7 @@ def bench_engines(args: argparse.Namespace, build: Callable[[], nn.Module],
             name = f'{PRECISIONS[precision]} {pattern}'
             ours[name] = pattern, precision
             variants[name] = partial(in_torch(model), images)
-            expected[name] = difference(reference, variants[name]())
+            expected[name] = apart(reference, variants[name]())
             layers[name.removeprefix('maxq_mm ')] = [dict(
                 name=row.name, shape=list(row.shape), pattern=row.pattern, used=row.used,
                 precision=row.precision, reason=row.reason, dense_ms=row.dense_ms,
@@ -59,7 +68,20 @@ def bench_engines(args: argparse.Namespace, build: Callable[[], nn.Module],
     rows = [dict(row, pattern=pattern, precision=precision, difference=expected[row['variant']])
             for row in measure(variants, args.scope, baseline='torch')
             for pattern, precision in [ours.get(row['variant'], (None, None))]]
-    return rows, dict(isa=instruction_set(), peak_macs_per_s=highest, layers=layers)
+    return rows, dict(isa=instruction_set(), peak_macs_per_s=highest, layers=layers,
+                      left_out=left_out)
+
+
+def _dense(model: nn.Module, images: Tensor, scope: str) -> tuple[dict[str, Engine], str | None]:
+    """The engines that run ``model``, torch first, and why a detector has no others."""
+    if scope != 'detector':
+        return dense_engines(model, images, torch.get_num_threads()), None
+    from .detector_engines import detector_engines
+
+    try:
+        return detector_engines(model, images, torch.get_num_threads()), None
+    except InputError as error:  # of another kind than the exporter takes
+        return {'torch': in_torch(model)}, str(error)
 
 
 def _distinct(model: nn.Module) -> nn.Module:
@@ -105,6 +127,8 @@ def show_engines(rows: list[dict], about: dict) -> str:
                   for row in rows])
     lines = [text, f'  kernels: {about["isa"]}; peak: '
              f'{about["peak_macs_per_s"] / 1e9:.1f} G multiply-adds a second (a dense product)']
+    if about['left_out'] is not None:
+        lines.append(f'  other engines are left out: {about["left_out"]}')
     for pattern, layers in about['layers'].items():
         measured = [row['of_peak'] for row in layers if row['of_peak']]
         used = sum(row['used'] for row in layers)

@@ -8,13 +8,17 @@ import copy
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import onnx
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.model.utils import revert_sync_batchnorm
 from torch import Tensor, nn
+
+from ..runtime.calls import check_inputs, run, takes_images
 
 Engine = Callable[[Tensor], list[np.ndarray]]
 OPENVINO = {'OpenVINO float32': 'f32', 'OpenVINO bfloat16': 'bf16'}
@@ -30,17 +34,32 @@ def network(model: nn.Module, scope: str) -> nn.Module:
 
 
 def in_torch(model: nn.Module) -> Engine:
-    """The module itself, or a detector of mmdet that finds objects."""
-    from ..runtime.calls import check_inputs, run
-
+    """The module itself, or a detector of mmdet that finds objects, masks pasted into the image."""
     @torch.no_grad()
     def engine(images: Tensor) -> list[np.ndarray]:
         found = run(model, check_inputs(model, images))
-        if isinstance(found, list):
-            return [array for sample in found for array in (
-                sample.pred_instances.scores.numpy(), sample.pred_instances.bboxes.numpy())]
-        return [x.numpy() for x in found]
+        return detections(found) if takes_images(model) else [x.numpy() for x in found]
     return engine
+
+
+def detections(samples: Sequence[DetDataSample]) -> list[np.ndarray]:
+    """Rows ``(k, 6)`` of each of mmdet's samples: box, score and label, which are compared."""
+    return [torch.cat([found.bboxes, found.scores[:, None], found.labels[:, None]], 1).numpy()
+            for found in (sample.pred_instances for sample in samples)]
+
+
+def sessions() -> dict[str, tuple[bool, Callable]]:
+    """By engine that there is: whether its file is int8, and what makes a session of its content
+    and a number of threads."""
+    from ..deploy import openvino
+    from ..deploy.onnx_detector import make_session
+
+    found = {'onnxruntime float32': (False, make_session), 'onnxruntime int8': (True, make_session)}
+    if openvino.is_installed():
+        found |= {name: (False, partial(openvino.OpenvinoSession, precision=hint))
+                  for name, hint in OPENVINO.items()}
+        found['OpenVINO int8'] = (True, openvino.OpenvinoSession)
+    return found
 
 
 def dense_engines(model: nn.Module, images: Tensor, threads: int) -> dict[str, Engine]:
@@ -49,21 +68,15 @@ def dense_engines(model: nn.Module, images: Tensor, threads: int) -> dict[str, E
     Raises:
         InputError: an engine cannot run the network.
     """
-    from ..deploy import int8, openvino
-    from ..deploy.onnx_detector import make_session
+    from ..deploy import int8
 
     engines = {'torch': in_torch(model)}
     exported = _to_onnx(model, images)
     ranges = int8.measure_ranges(exported, [{'images': images.numpy()}])
     quantized = int8.quantize(exported, ranges).SerializeToString()
     content = exported.SerializeToString()
-    sessions = {'onnxruntime float32': make_session(content, threads),
-                'onnxruntime int8': make_session(quantized, threads)}
-    if openvino.is_installed():
-        for name, hint in OPENVINO.items():
-            sessions[name] = openvino.OpenvinoSession(content, threads, hint)
-        sessions['OpenVINO int8'] = openvino.OpenvinoSession(quantized, threads)
-    for name, session in sessions.items():
+    for name, (is_int8, make) in sessions().items():
+        session = make(quantized if is_int8 else content, threads)
         engines[name] = lambda x, session=session: session.run(None, {'images': x.numpy()})
     return engines
 
@@ -85,6 +98,23 @@ def difference(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
         return 1.
     return max((float(np.abs(a - b).max() / max(np.ptp(a), 1e-12))
                 for a, b in zip(expected, found, strict=True) if a.size), default=0.)
+
+
+def detection_difference(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
+    """The like of what :func:`detections` gives, of the ranges of boxes and of scores.
+
+    Each detection is compared with the nearest that was found, as scores that are equal but for
+    rounding stand in any order; 1 at most, as for another label.
+    """
+    if [a.shape for a in expected] != [b.shape for b in found]:
+        return 1.
+    apart = [0.]
+    for a, b in zip(expected, found, strict=True):
+        if len(a):
+            ranges = np.array([*[np.ptp(a[:, :4])] * 4, max(np.ptp(a[:, 4]), 1e-12), 1.])
+            distance = np.abs(a[:, None] - b[None]) / ranges
+            apart.append(float(distance.max(2).min(1).max()))
+    return min(max(apart), 1.)
 
 
 def peak(seconds: Callable[[Callable], float], size: int = 384) -> float:

@@ -71,14 +71,19 @@ def check_patterns(model: nn.Module, patterns: Mapping[str, str]) -> None:
 
 
 def to_onnx(model: nn.Module, about: Metadata, patterns: Mapping[str, str],
-            trace_size: tuple[int, int]) -> onnx.ModelProto:
+            trace_size: tuple[int, int], image: Tensor | None = None) -> onnx.ModelProto:
     """Export ``model``, which :func:`prepared` gave, by a run on an image of ``trace_size``.
+
+    A random one, 0 to 255, unless ``image`` ``(1, 3, *trace_size)`` is given. The model must find
+    regions in it: mmdet decodes none in another way.
 
     Raises:
         InputError: torch cannot export it, or only with operators that are no standard ones.
         RuntimeError: a weight is lost in what torch exported.
     """
-    found = onnx.load_from_string(_trace(model, about, trace_size))
+    if image is None:
+        image = torch.rand(1, 3, *trace_size) * 255
+    found = onnx.load_from_string(_trace(model, about, image))
     _name_shared(found.graph)
     _hide_stages(found.graph, about.kind)
     foreign = sorted({f'{node.domain}::{node.op_type}' for node in found.graph.node
@@ -104,8 +109,9 @@ def to_onnx(model: nn.Module, about: Metadata, patterns: Mapping[str, str],
     return found
 
 
-def _trace(model: nn.Module, about: Metadata, size: tuple[int, int]) -> bytes:
-    image, image_size = torch.rand(1, 3, *size) * 255, torch.tensor(size)
+def _trace(model: nn.Module, about: Metadata, image: Tensor) -> bytes:
+    size = tuple(image.shape[2:])
+    image_size = torch.tensor(size)
     dynamic = about.size is None
     graph = (partial(detectors.stages, dynamic=dynamic) if about.kind == 'detector'
              else detectors.features)

@@ -29,10 +29,16 @@ _ROI_HEADS = StandardRoIHead, CascadeRoIHead, DynamicRoIHead, PISARoIHead
 def check_whole(model: nn.Module) -> None:
     """Raises InputError unless :func:`.detectors.detect` computes what ``model`` predicts."""
     check_features(model)
-    reason = next(_reasons(model), None)
+    reason = why_not_whole(model)
     if reason is not None:
-        raise InputError(f'{type(model).__name__} cannot be exported as a whole ({reason}): '
-                         f'{WHOLE} can; --features exports backbone and neck of any detector')
+        raise InputError(f'{reason}: {WHOLE} can; --features exports backbone and neck of any '
+                         'detector')
+
+
+def why_not_whole(model: nn.Module) -> str | None:
+    """Why the stages of ``model`` cannot be exported; None if they can."""
+    reason = next(_reasons(model), None)
+    return reason and f'{type(model).__name__} cannot be exported as a whole ({reason})'
 
 
 def check_features(model: nn.Module) -> None:

@@ -58,14 +58,18 @@ def run(model: nn.Module, args: tuple, mode: str = 'predict') -> object:
     """
     if not takes_images(model) or len(args) > 1:
         return model(*args)
+    images, = args
+    return model(images, samples_of(images), mode=mode)
+
+
+def samples_of(images: Tensor) -> list:
+    """mmdet's data samples of images ``(B, 3, H, W)`` without padding, in their own pixels."""
     from mmdet.structures import DetDataSample
 
-    images, = args
     size = tuple(images.shape[2:])
     meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size,
                 scale_factor=(1., 1.))
-    samples = [DetDataSample(metainfo=dict(meta)) for _ in images]
-    return model(images, samples, mode=mode)
+    return [DetDataSample(metainfo=dict(meta)) for _ in images]
 
 
 @dataclass

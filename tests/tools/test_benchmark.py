@@ -45,8 +45,12 @@ def test_runs(tmp_path, what, options):
         assert rows['MaxQ, finished']['kept'] == 1, 'one copy of the sparse weights, no more'
 
 
-def test_profile(tmp_path):
-    text, result = bench('profile', tmp_path / 'out.json', '--pattern', '1:4', '--batch', 1)
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
+def test_profile(tmp_path, precision):
+    text, result = bench('profile', tmp_path / 'out.json', '--pattern', '1:4', '--batch', 1,
+                         *['--precision', 'int8'] * (precision == 'int8'))
+    assert result['settings']['precision'] == precision
+    assert bool(result['report']['rounding']) == (precision == 'int8')
     rows = {row['stage']: row for row in result['rows']}
     assert rows.keys() >= {'data_preprocessor', 'extract_feat', 'rpn_head.predict_by_feat',
                            'roi_head.bbox_roi_extractor', 'roi_head.bbox_head', 'other'}
@@ -60,6 +64,7 @@ def test_profile(tmp_path):
 
 @pytest.mark.parametrize(('options', 'named'), [
     (['profile', '--checkpoint', 'some.pth'], 'give --image-dir'),
+    (['profile', '--precision', 'float32', 'int8'], 'profile takes one --precision'),
     (['masks', '--pattern', '4:4'], '4:4 prunes nothing'),
     (['masks', '--pattern', '5:4'], '5:4'),
     (['train', '--device', 'cuda:99'], '--device cuda:99'),
