@@ -4,7 +4,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -30,9 +30,11 @@ class _ProgramStep:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     layers: tuple[Layer | None, ...]  # that the program's operators are
+    memory_format: torch.memory_format = torch.contiguous_format  # of its results
 
     def __call__(self, values: list) -> None:
-        results = self.program(*(values[index] for index in self.inputs))
+        results = self.program(*(values[index] for index in self.inputs),
+                               memory_format=self.memory_format)
         for index, result in zip(self.outputs, results, strict=True):
             values[index] = result
 
@@ -106,6 +108,14 @@ class Compiled:
 
     def __call__(self, tensors: Sequence[Tensor]):
         return pytree.tree_unflatten(self.run(tensors), self.results)
+
+    def make_channels_last(self) -> None:
+        """Have what its programs make lie with the channels of a pixel side by side.
+
+        Only for readers that ask for strides: mmcv's operators on CPUs do not.
+        """
+        self.steps = [replace(step, memory_format=torch.channels_last)
+                      if isinstance(step, _ProgramStep) else step for step in self.steps]
 
     def holds(self, tensors: Sequence) -> bool:
         """Whether the traced graph is what the part computes of these tensors."""

@@ -14,7 +14,7 @@ from .calls import takes_images
 from .install import Accelerated, become
 from .library import library
 from .masks import can_paste, paste
-from .regions import RoiAlign
+from .regions import RoiAlign, has_pixels_kernel
 from .suppression import can_select, is_plain, nms, suppress
 
 
@@ -25,7 +25,7 @@ class _Regions(Accelerated):
         align = _roi_align([self])
         if align is not None and align.takes([input], rois):
             return align([input], rois)
-        return super().forward(input, rois)
+        return super().forward(input.contiguous(), rois)  # it does not ask for strides
 
 
 class _Extractor(Accelerated):
@@ -35,7 +35,7 @@ class _Extractor(Accelerated):
                 roi_scale_factor: float | None = None) -> Tensor:
         align = _roi_align(self.roi_layers[:len(feats)])
         if align is None or not align.takes(feats, rois):
-            return super().forward(feats, rois, roi_scale_factor)
+            return super().forward([x.contiguous() for x in feats], rois, roi_scale_factor)
         if len(feats) == 1:
             return align(feats, rois)
         level = self.map_roi_levels(rois, len(feats))
@@ -124,6 +124,23 @@ def install_around(model: nn.Module) -> tuple[tuple[str, str], ...]:
     for _, _, module, mixin in found:
         become(module, mixin)
     return tuple((name, what) for name, what, _, _ in found)
+
+
+def reads_pixels(model: nn.Module) -> bool:
+    """Whether features and the first head's outputs may be channels-last, and better are.
+
+    That is where kernels read the features, and nothing of mmcv's, which takes them for planes.
+    """
+    if not takes_images(model) or 'mmdet.models' not in sys.modules or not has_pixels_kernel():
+        return False
+    from mmdet.models.detectors import TwoStageDetector
+    from mmdet.models.roi_heads import StandardRoIHead
+
+    head = getattr(model, 'roi_head', None)
+    return (isinstance(model, TwoStageDetector) and type(head) is StandardRoIHead
+            and not head.with_shared_head
+            and all(isinstance(module, _Extractor) for name, module in head.named_children()
+                    if name.endswith('roi_extractor')))
 
 
 def _replaceable(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, type]]:

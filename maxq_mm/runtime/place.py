@@ -7,7 +7,7 @@ from torch import nn
 from .calls import FEATURES
 from .compiled import Compiled
 from .decisions import Decisions, Place
-from .detectors import install_around
+from .detectors import install_around, reads_pixels
 from .fuse import fuse
 from .graphs import from_plain, to_plain
 from .install import Trunk, install_forward, install_trunk, seal
@@ -64,9 +64,14 @@ def install(model: nn.Module, ready: Iterable[tuple[Place, Compiled]], decisions
 
     Returns the names of the modules around them that kernels compute too, and what of each.
     """
+    ready = list(ready)
     for place, compiled in ready:
         _install_one(model, place, compiled)
     replaced = install_around(model)
+    if reads_pixels(model):
+        for place, compiled in ready:
+            if place.is_trunk:
+                compiled.make_channels_last()
     seal(model, decisions)
     return replaced
 

@@ -17,13 +17,14 @@ from .library import library
 from .memory import result
 
 _Int = ctypes.c_int64
+_PIXELS_LANES = 16  # of kernels that have channels in lanes
 
 
 class _Map(ctypes.Structure):
     """See regions.h."""
 
     _fields_ = [('data', ctypes.c_void_p),
-                *((name, _Int) for name in ('n', 'h', 'w', 'image', 'channel', 'row')),
+                *((name, _Int) for name in ('n', 'h', 'w', 'image', 'channel', 'row', 'pixel')),
                 ('scale', ctypes.c_float)]
 
 
@@ -75,20 +76,37 @@ class RoiAlign:
             regions: ``(K, 5)``.
             level: ``(K,)``, int64: which map each region is taken from; the first by default.
         """
-        maps = [x.detach().contiguous() for x in maps]
+        maps = [x.detach() for x in maps]
+        in_pixels = takes_pixels(maps)
+        if not in_pixels:
+            maps = [x.contiguous() for x in maps]
         regions = regions.detach().contiguous()
         level = torch.zeros(len(regions), dtype=torch.int64) if level is None else (
             level.contiguous())
         out = result((len(regions), maps[0].shape[1], *self.size))
         if out.numel():
             described = (_Map * len(maps))(*(
-                (x.data_ptr(), len(x), *x.shape[2:], *x.stride()[:3], scale)
+                (x.data_ptr(), len(x), *x.shape[2:], *x.stride()[:3], x.stride(3) if in_pixels else 1,
+                 scale)
                 for x, scale in zip(maps, self.scale, strict=True)))
             op = _RoiAlign(len(regions), maps[0].shape[1], *self.size, self.sampling, self.aligned,
                            len(maps), ctypes.addressof(described), regions.data_ptr(),
                            level.data_ptr(), out.data_ptr())
             _function()(library().lanes, ctypes.byref(op), torch.get_num_threads())
         return out
+
+
+def has_pixels_kernel() -> bool:
+    """Whether there is a kernel here for maps that are channels-last."""
+    found = library()
+    return found is not None and found.lanes == _PIXELS_LANES
+
+
+def takes_pixels(maps: Sequence[Tensor]) -> bool:
+    """Whether it takes these."""
+    return has_pixels_kernel() and all(
+        x.shape[1] % _PIXELS_LANES == 0 and x.stride(1) == 1 and x.stride(3) > 1
+        and x.is_contiguous(memory_format=torch.channels_last) for x in maps)
 
 
 @functools.cache

@@ -22,11 +22,12 @@ def random_boxes(count: int, width: float, height: float) -> torch.Tensor:
 
 def check_roi_align(choose: random.Random) -> None:
     """A random pyramid."""
-    levels, batch, channels = choose.randint(1, 4), choose.randint(1, 2), choose.randint(1, 20)
+    levels, batch, channels = choose.randint(1, 4), choose.randint(1, 2), choose.choice(
+        [choose.randint(1, 20), 16, 32, 80])
     height, width, count = choose.randint(1, 60), choose.randint(1, 60), choose.randint(0, 20)
     maps = [torch.randn(batch, channels, -(-height // 2**i), -(-width // 2**i))
             for i in range(levels)]
-    if choose.random() < 0.3:
+    if choose.random() < 0.5:
         maps = [x.contiguous(memory_format=torch.channels_last) for x in maps]
     size = choose.choice([(7, 7), (14, 14), (choose.randint(1, 20), choose.randint(1, 20))])
     scale = tuple(choose.choice([1., 0.25]) / 2**i for i in range(levels))

@@ -126,6 +126,7 @@ void prepare(const RoiAlign& op, int64_t number, int64_t lanes, Region& region, 
   region = {map.data + static_cast<int64_t>(box[0]) * map.image,
             map.channel,
             map.row,
+            map.pixel,
             left,
             width,
             rows,
@@ -149,28 +150,35 @@ void maxq_roi_align(int64_t lanes, const RoiAlign* op, int64_t threads) {
   for (int64_t level = 0; level < op->levels; ++level)
     for (int64_t i = 0; i < op->count; ++i)
       if (op->level[i] == level) order.push_back(i);
+  // Channels side by side are in lanes, and columns of bins are by themselves.
+  const bool is_pixels = op->levels > 0 && op->maps[0].pixel != 1 && chosen.align_pixels;
+  const int64_t columns_at_once = is_pixels ? 1 : chosen.lanes;
   std::vector<Region> regions(op->count);
   std::vector<Tables> tables(op->count);
   int64_t widest = 0;
   constexpr int64_t kAtOnce = 16;
+  const maxq::Job preparation{(op->count + kAtOnce - 1) / kAtOnce,
+                              [&](int64_t item, float*) {
+                                const int64_t end = std::min((item + 1) * kAtOnce, op->count);
+                                for (int64_t i = item * kAtOnce; i < end; ++i)
+                                  prepare(*op, order[i], columns_at_once, regions[i],
+                                          tables[i]);
+                              },
+                              0};
+  const auto by_regions = [&](int64_t item, float* scratch) {
+    chosen.align_pixels(*op, regions[item], scratch);
+  };
+  const auto by_channels = [&](int64_t item, float* scratch) {
+    const int64_t begin = item * kChannels;
+    chosen.align(*op, regions.data(), begin, std::min(begin + kChannels, op->channels), scratch);
+  };
   maxq::run_jobs(
       2,
       [&](int64_t job) {
-        if (job == 0)
-          return maxq::Job{(op->count + kAtOnce - 1) / kAtOnce,
-                           [&](int64_t item, float*) {
-                             const int64_t end = std::min((item + 1) * kAtOnce, op->count);
-                             for (int64_t i = item * kAtOnce; i < end; ++i)
-                               prepare(*op, order[i], chosen.lanes, regions[i], tables[i]);
-                           },
-                           0};
+        if (job == 0) return preparation;
         for (const Region& region : regions) widest = std::max(widest, region.width);
-        return maxq::Job{(op->channels + kChannels - 1) / kChannels,
-                         [&](int64_t item, float* scratch) {
-                           const int64_t begin = item * kChannels;
-                           const int64_t end = std::min(begin + kChannels, op->channels);
-                           chosen.align(*op, regions.data(), begin, end, scratch);
-                         },
+        if (is_pixels) return maxq::Job{op->count, by_regions, chosen.pixels_scratch(*op, widest)};
+        return maxq::Job{(op->channels + kChannels - 1) / kChannels, by_channels,
                          chosen.scratch(*op, widest)};
       },
       threads);

@@ -5,17 +5,21 @@
 // channel, the samples of a bin are added up to one weight a row and one a column. A channel of a
 // region is then two small products: rows of the map into rows of bins, and those into bins, whose
 // columns are in lanes.
+//
+// Where the channels of a pixel lie side by side, they are in lanes instead: of a region rows of the
+// map into one line, its columns into bins, 64 channels at a time.
 #pragma once
 
 #include <cstdint>
 
 namespace maxq {
 
-// Features (N, C, H, W), rows of W side by side. Mirrored in regions.py.
+// Features (N, C, H, W): of each channel rows of W side by side, or of each pixel its channels.
+// Mirrored in regions.py.
 struct Map {
   const float* data;
   int64_t n, h, w;
-  int64_t image, channel, row;  // strides
+  int64_t image, channel, row, pixel;  // strides
   float scale;                  // of boxes
 };
 
@@ -39,9 +43,9 @@ struct Taps {
 
 struct Region {
   const float* data;    // of the first channel of its image
-  int64_t channel, row;  // strides
+  int64_t channel, row, pixel;  // strides
   int64_t left, width;  // the columns of the map that are read
-  const Taps *rows, *vectors;
+  const Taps *rows, *vectors;  // of bins; where channels are in lanes a vector is one bin
   float* out;           // of its first channel
 };
 
@@ -52,6 +56,9 @@ struct RegionKernels {
   int64_t (*scratch)(const RoiAlign& op, int64_t widest);
   // Channels begin to end of all regions.
   void (*align)(const RoiAlign& op, const Region* regions, int64_t begin, int64_t end, float* scratch);
+  // All channels, whole vectors of them, of a region whose channels are in lanes; null: no such.
+  int64_t (*pixels_scratch)(const RoiAlign& op, int64_t widest);
+  void (*align_pixels)(const RoiAlign& op, const Region& region, float* scratch);
 };
 
 extern const RegionKernels kRegionsAvx2, kRegionsAvx512;
