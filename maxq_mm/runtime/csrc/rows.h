@@ -142,18 +142,16 @@ void exchange_planes(const Op& op, const View& view, float* outside, T* inside, 
 // The same where a pixel's channels lie side by side outside, too.
 template <typename T>
 void exchange_pixels(const Op& op, const View& view, float* outside, T* inside, int64_t count) {
-  for (int64_t c = 0; c < view.c; c += Lanes::kSize) {
-    const int64_t channels = view.c - c < Lanes::kSize ? view.c - c : Lanes::kSize;
-    const LaneScales scales(ChannelScales(op), c, channels);
-    for (int64_t x = 0; x < count; ++x) {
-      float* there = outside + x * op.strides[3] + c;
-      T* here = inside + x * view.size + c;
+  const ChannelScales all(op);
+  for (int64_t x = 0; x < count; ++x, outside += op.strides[3], inside += view.size)
+    for (int64_t c = 0; c < view.c; c += Lanes::kSize) {
+      const int64_t channels = view.c - c < Lanes::kSize ? view.c - c : Lanes::kSize;
+      const LaneScales scales(all, c, channels);
       if (op.kind == kImport)
-        store_pixel(Lanes::load(there, channels), here, channels, scales);
+        store_pixel(Lanes::load(outside + c, channels), inside + c, channels, scales);
       else
-        load_pixel(here, channels, view, scales).store(there, channels);
+        load_pixel(inside + c, channels, view, scales).store(outside + c, channels);
     }
-  }
 }
 
 template <typename T>
