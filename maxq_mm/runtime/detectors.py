@@ -131,7 +131,7 @@ def reads_pixels(model: nn.Module) -> bool:
 
     That is where kernels read the features, and nothing of mmcv's, which takes them for planes.
     """
-    if not takes_images(model) or 'mmdet.models' not in sys.modules or not has_pixels_kernel():
+    if not takes_images(model) or 'mmdet.models' not in sys.modules:
         return False
     from mmdet.models.detectors import TwoStageDetector
     from mmdet.models.roi_heads import StandardRoIHead
@@ -139,8 +139,8 @@ def reads_pixels(model: nn.Module) -> bool:
     head = getattr(model, 'roi_head', None)
     return (isinstance(model, TwoStageDetector) and type(head) is StandardRoIHead
             and not head.with_shared_head
-            and all(isinstance(module, _Extractor) for name, module in head.named_children()
-                    if name.endswith('roi_extractor')))
+            and all(isinstance(module, _Extractor) and has_pixels_kernel(module.out_channels)
+                    for name, module in head.named_children() if name.endswith('roi_extractor')))
 
 
 def _replaceable(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, type]]:

@@ -77,7 +77,7 @@ class RoiAlign:
             level: ``(K,)``, int64: which map each region is taken from; the first by default.
         """
         maps = [x.detach() for x in maps]
-        in_pixels = takes_pixels(maps)
+        in_pixels = _are_pixels(maps)
         if not in_pixels:
             maps = [x.contiguous() for x in maps]
         regions = regions.detach().contiguous()
@@ -86,8 +86,8 @@ class RoiAlign:
         out = result((len(regions), maps[0].shape[1], *self.size))
         if out.numel():
             described = (_Map * len(maps))(*(
-                (x.data_ptr(), len(x), *x.shape[2:], *x.stride()[:3], x.stride(3) if in_pixels else 1,
-                 scale)
+                (x.data_ptr(), len(x), *x.shape[2:], *x.stride()[:3],
+                 x.stride(3) if in_pixels else 1, scale)
                 for x, scale in zip(maps, self.scale, strict=True)))
             op = _RoiAlign(len(regions), maps[0].shape[1], *self.size, self.sampling, self.aligned,
                            len(maps), ctypes.addressof(described), regions.data_ptr(),
@@ -96,16 +96,16 @@ class RoiAlign:
         return out
 
 
-def has_pixels_kernel() -> bool:
-    """Whether there is a kernel here for maps that are channels-last."""
+def has_pixels_kernel(channels: int) -> bool:
+    """Whether there is a kernel here for channels-last maps of so many channels."""
     found = library()
-    return found is not None and found.lanes == _PIXELS_LANES
+    return found is not None and found.lanes == _PIXELS_LANES and channels % _PIXELS_LANES == 0
 
 
-def takes_pixels(maps: Sequence[Tensor]) -> bool:
-    """Whether it takes these."""
-    return has_pixels_kernel() and all(
-        x.shape[1] % _PIXELS_LANES == 0 and x.stride(1) == 1 and x.stride(3) > 1
+def _are_pixels(maps: Sequence[Tensor]) -> bool:
+    """Whether that kernel takes these."""
+    return has_pixels_kernel(maps[0].shape[1]) and all(
+        x.stride(1) == 1 and x.stride(3) > 1
         and x.is_contiguous(memory_format=torch.channels_last) for x in maps)
 
 
