@@ -5,8 +5,8 @@
 Reads what sweep.py left in DIR (or, with --runs FILE, an earlier runs.json; or several of both,
 for runs made on several machines) and writes runs.json, results.md, sparsity.png and curves.png.
 
-A method is compared with the reference (SR-STE) as sweep_scores.py says. An interval that holds 0
-is called noise.
+A method is compared with the reference (SR-STE) at its pattern, or with a dense one at all, as
+sweep_scores.py says. An interval that holds 0 is called noise.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def table(groups: Groups, reference: str, names: list[str]) -> str:
         runs = groups[method, pattern]
         compared = [('', '')] * len(names)
         if method != reference:
-            against = groups.get((reference, pattern), {})
+            against = groups.get((reference, pattern)) or groups.get((reference, None), {})
             compared = [difference(paired(runs, against, score)) for score in names]
         shown = f'{rate[method, pattern]:g}' if (method, pattern) in rate else ''
         cells = [pattern or '', method, *[shown] * bool(rate), len(runs),
@@ -126,8 +126,8 @@ def main() -> None:
     runs, wanted = read_runs(args.spec, *args.runs)
     groups = group(runs)
     spec = Config.fromfile(args.spec, lazy_import=False)
-    if spec.methods.get(args.reference) is None:
-        raise cli.InputError(f'--reference {args.reference} is no sparse method of {args.spec}')
+    if args.reference not in {key[0] for key in groups}:
+        raise cli.InputError(f'--reference {args.reference}: no run is of this method')
     if args.curves not in {key[1] for key in groups}:
         raise cli.InputError(f'--curves {args.curves}: no run has this pattern')
     names = scores_of(runs)

@@ -55,6 +55,7 @@ def test_paired_difference():
     assert sweep_report.difference(values) == ('+5.0 ± 2.5', 'better')
     assert sweep_report.difference(-values) == ('-5.0 ± 2.5', 'worse')
     assert sweep_report.difference(values - 4) == ('+1.0 ± 2.5', 'within noise')
+    assert sweep_report.difference(np.ones(2)) == ('+1.0 ± 0.0', 'better')
     assert sweep_report.difference(values[:1]) == ('+5.0', 'one seed')
 
 
@@ -69,6 +70,12 @@ def test_in_words():
     assert sweep_report.in_words(dict(segm='one seed')) == 'one seed'
     assert sweep_report.in_words(dict(bbox='better', segm='within noise')) == \
         'bbox better, segm within noise'
+
+
+def test_against_a_dense_reference():
+    rows = sweep_report.table(sweep_scores.group(RUNS), 'dense', ['segm_mAP']).splitlines()
+    assert '|  | start | 3 | 31.0 ± 1.0 | -1.0 ± 0.0 | worse |' in rows
+    assert '| 1:16 | MaxQ | 3 | 27.0 ± 2.6 | -5.0 ± 4.3 | worse |' in rows  # -6, -6, -3
 
 
 def test_mean_curve_of_the_epochs_in_all():
@@ -150,8 +157,6 @@ def test_plots_hold_every_method():
 def test_refusals(refuse, source, tmp_path):
     arguments = SPEC, '--out', tmp_path / 'out', '--runs'
     assert 'no finished run' in refuse(TOOL, *arguments, tmp_path)
-    assert '--reference dense is no sparse method' in refuse(
-        TOOL, *arguments, source, '--reference', 'dense')
     assert '--curves 1:3: no run has this pattern' in refuse(
         TOOL, *arguments, source, '--curves', '1:3')
     other = tmp_path / 'other.json'
@@ -165,8 +170,8 @@ def test_refusals(refuse, source, tmp_path):
     other.write_text(json.dumps([dict(name='start-seed-0')]))
     assert 'without its settings' in refuse(TOOL, *arguments, other)
     assert 'spec not found' in refuse(TOOL, 'x.py', *arguments[1:], source)
-    assert '--reference x is no sparse method' in refuse(TOOL, *arguments, source,
-                                                  '--reference', 'x')
+    assert '--reference x: no run is of this method' in refuse(TOOL, *arguments, source,
+                                                               '--reference', 'x')
     source.write_text('{')
     assert 'not the runs of a sweep' in refuse(TOOL, *arguments, source)
     assert not (tmp_path / 'out').exists()
