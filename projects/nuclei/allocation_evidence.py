@@ -43,8 +43,8 @@ def parse_args() -> argparse.Namespace:
     cli.add_config_arguments(parser)
     parser.add_argument('checkpoint', type=Path, help='checkpoint of the trained dense detector')
     parser.add_argument('out', type=Path, metavar='OUT.json', help='file to write')
-    parser.add_argument('--only', choices=('plans', 'distortion'),
-                        help='stop after the plans, or before mAP')
+    parser.add_argument('--only', choices=('plans', 'distortion', 'mAP'),
+                        help='the plans alone, or these and one of (a) and (b)')
     add_image_arguments(parser)
     return parser.parse_args()
 
@@ -176,10 +176,12 @@ def main() -> None:
     study.allocations()
     if study.args.only == 'plans':
         return
-    study.distortions('true', compensate=True)
+    if study.args.only != 'mAP':
+        study.distortions('true', compensate=True)
     if study.args.only != 'distortion':
         study.prune()
-    study.distortions('true_masked', compensate=False)
+    if study.args.only != 'mAP':
+        study.distortions('true_masked', compensate=False)
 
 
 if __name__ == '__main__':

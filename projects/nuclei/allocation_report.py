@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
+from sweep_report import difference, spread
+from sweep_scores import CONFIDENCE
 
 from maxq_mm import cli
 from maxq_mm.engine import figure
@@ -31,6 +33,7 @@ def read(paths: list[Path]) -> list[dict]:
                                  f'({cli.first_line(error)})') from error
         if 'predicted' not in found[-1]:
             raise cli.InputError(f'not what allocation_evidence.py writes: {path}')
+        found[-1]['name'] = path.stem.replace('-', ' ')
     return found
 
 
@@ -46,14 +49,14 @@ def correlations(seeds: list[dict]) -> str:
     """(a) as Markdown: rank correlation over all, and of each pattern."""
     rows = ['| weights | detector | all | 2:4 | 1:4 | 1:8 | 1:16 | n |', '|---' * 8 + '|']
     for key, (_, name) in KINDS.items():
-        for number, seed in enumerate(seeds):
+        for seed in seeds:
             found = pairs(seed, key)
             if not found:
                 continue
             cells = [rank(found)]
             cells += [rank([p for p in found if p[1] == pattern])
                       for pattern in ('2:4', '1:4', '1:8', '1:16')]
-            rows.append(f'| {name} | seed {number} | ' + ' | '.join(f'{c:.3f}' for c in cells)
+            rows.append(f'| {name} | {seed["name"]} | ' + ' | '.join(f'{c:.3f}' for c in cells)
                         + f' | {len(found)} |')
     return '\n'.join(rows)
 
@@ -63,37 +66,37 @@ def rank(found: list[tuple]) -> float:
 
 
 def one_shot(seeds: list[dict]) -> str:
-    """(b) as Markdown: mean, and with several detectors the standard deviation."""
+    """(b) as Markdown: means with standard deviations; differences paired by detector."""
     keys = list(dict.fromkeys(key for seed in seeds for key in seed.get('one_shot', {})))
-    rows = ['| MACs | allocation | weights and norms | MACs kept | bbox | segm | − dense bbox '
-            '| − dense segm | distortion, sum | measured | n |', '|---' * 11 + '|']
+    rows = ['| MACs | allocation | weights and norms | MACs kept | bbox | segm | bbox − dense '
+            '| segm − dense | bbox: plan − this | segm: plan − this | distortion, sum | measured '
+            '| n |', '|---' * 13 + '|']
     for key in sorted(keys, key=order):
-        found = [(seed['one_shot'][key], seed['one_shot']['dense']) for seed in seeds
-                 if key in seed.get('one_shot', {})]
-        cells = ['', 'dense', ''] if key == 'dense' else key.split(' | ')
-        values = [np.array([100 * entry['scores'][score] for entry, _ in found])
-                  for score in SCORES]
-        losses = [np.array([100 * (entry['scores'][score] - dense['scores'][score])
-                            for entry, dense in found]) for score in SCORES]
-        shares = np.mean([entry['share'] for entry, _ in found])
-        sums = [f'{np.mean([entry[name] for entry, _ in found]):.3g}' if key != 'dense' else ''
-                for name in ('predicted', 'true')]
-        cells += [f'{shares:.1%}', *map(spread, values),
-                  *(spread(loss) if key != 'dense' else '' for loss in losses), *sums,
-                  str(len(found))]
+        found = [seed['one_shot'] for seed in seeds if key in seed.get('one_shot', {})]
+        budget, way, settings = ['', 'dense', ''] if key == 'dense' else key.split(' | ')
+        cells = [budget, way, settings, f'{np.mean([run[key]["share"] for run in found]):.1%}',
+                 *(spread(np.array([100 * run[key]['scores'][score] for run in found]))
+                   for score in SCORES),
+                 *(['', ''] if key == 'dense' else compare(found, key, 'dense')),
+                 *(['', ''] if way in ('dense', 'plan')
+                   else compare(found, f'{budget} | plan | {settings}', key)),
+                 *(f'{np.mean([run[key][name] for run in found]):.3g}' if key != 'dense' else ''
+                   for name in ('predicted', 'true')), str(len(found))]
         rows.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(rows)
+
+
+def compare(found: list[dict], key: str, reference: str) -> list[str]:
+    """Differences in points of each score, ``key`` minus ``reference``, of detectors with both."""
+    both = [run for run in found if key in run and reference in run]
+    return [difference(np.array([100 * (run[key]['scores'][score] - run[reference]['scores'][score])
+                                 for run in both]))[0] for score in SCORES]
 
 
 def order(key: str) -> tuple:
     budget, _, rest = key.partition(' | ')
     _, _, settings = rest.partition(' | ')
     return (['dense', '1/2', '1/4', '1/8'].index(budget), settings != 'compensated', settings)
-
-
-def spread(values: np.ndarray) -> str:
-    text = f'{values.mean():.1f}'
-    return f'{text} ± {values.std(ddof=1):.1f}' if len(values) > 1 else text
 
 
 def draw_distortion(seeds: list[dict]) -> Figure:
@@ -124,29 +127,27 @@ def draw_distortion(seeds: list[dict]) -> Figure:
 
 
 def draw_one_shot(seeds: list[dict]) -> Figure:
-    """mAP over kept MACs, a line an allocation."""
+    """What is lost over kept MACs, a line an allocation: mean over the detectors."""
+    found = [seed['one_shot'] for seed in seeds if 'one_shot' in seed]
+    ways = dict.fromkeys(key.partition(' | ')[2] for run in found for key in run
+                         if key.endswith(('| compensated', '| masked')))
     picture = Figure(figsize=(11, 5), layout='constrained')
     for axes, score in zip(picture.subplots(1, 2), SCORES, strict=True):
-        lines: dict[str, dict[str, list]] = {}
-        for seed in seeds:
-            for key, entry in seed.get('one_shot', {}).items():
-                budget, _, way = key.partition(' | ')
-                if way.endswith('| compensated') or way.endswith('| masked'):
-                    lines.setdefault(way, {}).setdefault(budget, []).append(entry)
-        for number, (way, budgets) in enumerate(lines.items()):
-            points = [(np.mean([e['share'] for e in entries]),
-                       100 * np.mean([e['scores'][score] for e in entries]))
-                      for entries in budgets.values()]
-            axes.plot(*zip(*sorted(points), strict=True), marker='o', color=f'C{number}',
+        for number, way in enumerate(ways):
+            points = []
+            for budget in ('1/8', '1/4', '1/2'):
+                entries = [(run[key]['share'], 100 * (run[key]['scores'][score]
+                                                      - run['dense']['scores'][score]))
+                           for run in found if (key := f'{budget} | {way}') in run]
+                points += [np.mean(entries, axis=0)] if entries else []
+            axes.plot(*zip(*points, strict=True), marker='o', color=f'C{number}',
                       linestyle='--' if way.endswith('masked') else '-',
                       label=way.replace(' | compensated', '').replace(' | ', ', '))
-        dense = [seed['one_shot']['dense']['scores'][score] for seed in seeds
-                 if 'one_shot' in seed]
-        axes.axhline(100 * np.mean(dense), color='black', linestyle=':', label='dense')
+        axes.axhline(0, color='black', linestyle=':', label='dense')
         axes.set_xscale('log', base=2)
         axes.set_xticks([0.125, 0.25, 0.5], ['1/8', '1/4', '1/2'])
         axes.set_xlabel('share of multiply-accumulates kept')
-        axes.set_ylabel(score.replace('_', ' ') + ', points')
+        axes.set_ylabel(score.replace('_', ' ') + ' − dense, points')
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     picture.suptitle('pruned without training; dashed: weights masked and nothing else')
@@ -165,7 +166,9 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         figure.save(draw_distortion(seeds), args.out / 'distortion.png')
         if any('one_shot' in seed for seed in seeds):
-            text += '\n'.join(['', 'Pruned without training, validation mAP in points:', '',
+            text += '\n'.join(['', 'Pruned without training, validation mAP in points: mean ± '
+                               'standard deviation over n detectors; differences are paired by '
+                               f'detector, with their {CONFIDENCE:.0%} interval:', '',
                                one_shot(seeds), ''])
             figure.save(draw_one_shot(seeds), args.out / 'one_shot.png')
         save_text(text, args.out / 'evidence.md')

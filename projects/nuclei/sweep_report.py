@@ -2,11 +2,11 @@
 
     python projects/nuclei/sweep_report.py SPEC --runs DIR --out projects/nuclei/results/NAME
 
-Reads what sweep.py left in DIR (or, with --runs FILE, an earlier runs.json) and writes
-runs.json, results.md, sparsity.png and curves.png.
+Reads what sweep.py left in DIR (or, with --runs FILE, an earlier runs.json; or several of both,
+for runs made on several machines) and writes runs.json, results.md, sparsity.png and curves.png.
 
-A method is compared with the reference (SR-STE) as sweep_scores.py says. An interval that holds 0
-is called noise.
+A method is compared with the reference (SR-STE) at its pattern, or with a dense one at all, as
+sweep_scores.py says. An interval that holds 0 is called noise.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def table(groups: Groups, reference: str, names: list[str]) -> str:
         runs = groups[method, pattern]
         compared = [('', '')] * len(names)
         if method != reference:
-            against = groups.get((reference, pattern), {})
+            against = groups.get((reference, pattern)) or groups.get((reference, None), {})
             compared = [difference(paired(runs, against, score)) for score in names]
         shown = f'{rate[method, pattern]:g}' if (method, pattern) in rate else ''
         cells = [pattern or '', method, *[shown] * bool(rate), len(runs),
@@ -116,17 +116,18 @@ def _join(numbers: list[int]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('spec', type=Path, help='what projects/nuclei/sweep.py trained')
-    parser.add_argument('--runs', type=Path, required=True, help="sweep's --out, or a runs.json")
+    parser.add_argument('--runs', type=Path, nargs='+', required=True,
+                        help="sweep's --out, or a runs.json; of several, the first that has a run")
     parser.add_argument('--out', type=Path, required=True, help='folder to write')
     parser.add_argument('--reference', default='SR-STE', help='method to compare with')
     parser.add_argument('--curves', default='1:16', metavar='N:M', help='pattern of the curves')
     args = parser.parse_args()
 
-    runs, wanted = read_runs(args.spec, args.runs)
+    runs, wanted = read_runs(args.spec, *args.runs)
     groups = group(runs)
     spec = Config.fromfile(args.spec, lazy_import=False)
-    if spec.methods.get(args.reference) is None:
-        raise cli.InputError(f'--reference {args.reference} is no sparse method of {args.spec}')
+    if args.reference not in {key[0] for key in groups}:
+        raise cli.InputError(f'--reference {args.reference}: no run is of this method')
     if args.curves not in {key[1] for key in groups}:
         raise cli.InputError(f'--curves {args.curves}: no run has this pattern')
     names = scores_of(runs)

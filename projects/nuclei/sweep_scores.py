@@ -23,15 +23,35 @@ _KEYS = {'name', 'method', 'pattern', 'seed', 'start', 'iterations', 'scores', '
 Groups = dict[tuple[str, str | None], dict[int, dict]]
 
 
-def read_runs(spec: Path, source: Path) -> tuple[list[dict], int]:
-    """The finished runs, in the spec's order, and how many it asks for."""
-    wanted = sweep_runs.read_spec(spec)
+def read_runs(spec: Path, *sources: Path) -> tuple[list[dict], int]:
+    """The finished runs, in the spec's order, and how many it asks for.
+
+    A source is a sweep's folder or a runs.json; of a run that several have, the first counts.
+    """
+    wanted = {run.name: run for run in sweep_runs.read_spec(spec)}
+    found: dict[str, dict] = {}
+    for source in sources:
+        for kept in _read(source, wanted):
+            if kept['name'] not in wanted:
+                raise cli.InputError(f'{source} has the run {kept["name"]}, which {spec} does not '
+                                     'ask for')
+            if not _agrees(kept, wanted[kept['name']]):
+                raise cli.InputError(f'{source}: {kept["name"]} has other settings than {spec} '
+                                     'asks for')
+            found.setdefault(kept['name'], kept)
+    if not any(run['method'] != sweep_runs.START for run in found.values()):
+        raise cli.InputError(f'no finished run in {", ".join(map(str, sources))}')
+    return [found[name] for name in wanted if name in found], len(wanted)
+
+
+def _read(source: Path, wanted: dict[str, sweep_runs.Run]) -> list[dict]:
+    """What a source has; InputError unless every run has its settings, scores and curves."""
     try:
         if source.is_file():
             runs = json.loads(source.read_text())
         else:
-            runs = [json.loads((source / run.name / 'result.json').read_text())
-                    for run in wanted if sweep_runs.is_finished(run, source)]
+            runs = [json.loads((source / name / 'result.json').read_text())
+                    for name, run in wanted.items() if sweep_runs.is_finished(run, source)]
         whole = all(set(run) >= _KEYS and run['train']['epoch'] and run['curve']['epoch']
                     for run in runs)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -39,13 +59,16 @@ def read_runs(spec: Path, source: Path) -> tuple[list[dict], int]:
     if not whole:
         raise cli.InputError(f'not the runs of a sweep: {source} has one without its settings, '
                              'scores and curves')
-    names = {run.name for run in wanted}
-    strange = next((run['name'] for run in runs if run['name'] not in names), None)
-    if strange is not None:
-        raise cli.InputError(f'{source} has the run {strange}, which {spec} does not ask for')
-    if not any(run['method'] != sweep_runs.START for run in runs):
-        raise cli.InputError(f'no finished run in {source}')
-    return runs, len(wanted)
+    return runs
+
+
+def _agrees(kept: dict, run: sweep_runs.Run) -> bool:
+    """Whether nothing that a finished run says of itself is other than what the spec asks for."""
+    changes, options = json.loads(json.dumps([run.changes or {}, run.options]))  # as JSON has them
+    hook = kept.get('hook') or {}
+    return (all(kept[key] == getattr(run, key) for key in ('method', 'pattern', 'seed', 'start'))
+            and all(hook.get(key, value) == value for key, value in changes.items())
+            and kept.get('options') == options)
 
 
 def scores_of(runs: list[dict]) -> list[str]:
@@ -75,7 +98,7 @@ def half_width(values: np.ndarray) -> float:
     """Half of the confidence interval of the mean of ``values``; NaN for fewer than two."""
     if len(values) < 2:
         return float('nan')
-    return float(stats.t.interval(CONFIDENCE, len(values) - 1, scale=stats.sem(values))[1])
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
 
 
 def order(key: tuple[str, str | None]) -> float:

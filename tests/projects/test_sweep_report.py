@@ -35,6 +35,10 @@ RUNS = [made(method, pattern, seed, score)
         for seed, score in enumerate(values)]
 
 
+def by_name(runs):
+    return {run['name']: run for run in runs}
+
+
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / 'runs.json'
@@ -51,6 +55,7 @@ def test_paired_difference():
     assert sweep_report.difference(values) == ('+5.0 ± 2.5', 'better')
     assert sweep_report.difference(-values) == ('-5.0 ± 2.5', 'worse')
     assert sweep_report.difference(values - 4) == ('+1.0 ± 2.5', 'within noise')
+    assert sweep_report.difference(np.ones(2)) == ('+1.0 ± 0.0', 'better')
     assert sweep_report.difference(values[:1]) == ('+5.0', 'one seed')
 
 
@@ -65,6 +70,12 @@ def test_in_words():
     assert sweep_report.in_words(dict(segm='one seed')) == 'one seed'
     assert sweep_report.in_words(dict(bbox='better', segm='within noise')) == \
         'bbox better, segm within noise'
+
+
+def test_against_a_dense_reference():
+    rows = sweep_report.table(sweep_scores.group(RUNS), 'dense', ['segm_mAP']).splitlines()
+    assert '|  | start | 3 | 31.0 ± 1.0 | -1.0 ± 0.0 | worse |' in rows
+    assert '| 1:16 | MaxQ | 3 | 27.0 ± 2.6 | -5.0 ± 4.3 | worse |' in rows  # -6, -6, -3
 
 
 def test_mean_curve_of_the_epochs_in_all():
@@ -83,12 +94,24 @@ def test_writes_table_plots_and_runs(source, tmp_path):
         in table
     assert '| 1:16 | ASP | 1 | 20.0 | 15.0 | -5.0 | -5.0 | one seed |' in table
     assert '|  | dense | 3 | 37.0 ± 1.0 | 32.0 ± 1.0 |  |  |  |' in table
-    assert json.loads((out / 'runs.json').read_text()) == RUNS
+    assert by_name(json.loads((out / 'runs.json').read_text())) == by_name(RUNS)
     for picture in ('sparsity.png', 'curves.png'):
         assert (out / picture).read_bytes().startswith(b'\x89PNG')
     again = tmp_path / 'again'  # from what was written
     run_tool(TOOL, SPEC, '--runs', out / 'runs.json', '--out', again)
     assert (again / 'results.md').read_text() == table
+
+
+def test_reads_a_folder_and_what_an_earlier_report_kept(source, tmp_path):
+    folder, newer = tmp_path / 'runs', made('MaxQ', '1:16', 2, .29)
+    (folder / newer['name']).mkdir(parents=True)
+    (folder / newer['name'] / 'result.json').write_text(json.dumps(newer))
+    runs, wanted = sweep_scores.read_runs(SPEC, folder, source)
+    assert by_name(runs) == {**by_name(RUNS), newer['name']: newer}  # the first that has a run
+    assert by_name(sweep_scores.read_runs(SPEC, source, folder)[0]) == by_name(RUNS)
+    asked = [run.name for run in sweep_runs.read_spec(SPEC)]
+    assert [run['name'] for run in runs] == [name for name in asked if name in by_name(RUNS)]
+    assert wanted == len(asked)
 
 
 def test_the_table_of_plans(tmp_path):
@@ -134,18 +157,21 @@ def test_plots_hold_every_method():
 def test_refusals(refuse, source, tmp_path):
     arguments = SPEC, '--out', tmp_path / 'out', '--runs'
     assert 'no finished run' in refuse(TOOL, *arguments, tmp_path)
-    assert '--reference dense is no sparse method' in refuse(
-        TOOL, *arguments, source, '--reference', 'dense')
     assert '--curves 1:3: no run has this pattern' in refuse(
         TOOL, *arguments, source, '--curves', '1:3')
     other = tmp_path / 'other.json'
     other.write_text(json.dumps([*RUNS, dict(RUNS[-1], name='another')]))
     assert 'has the run another, which' in refuse(TOOL, *arguments, other)
+    for changed in (dict(options={'optim_wrapper.optimizer.lr': 1.}), dict(start=None),
+                    dict(hook=dict(axes=['filter']))):
+        other.write_text(json.dumps([dict(made('SR-STE', '1:16', 0, .2), **changed)]))
+        assert 'sr-ste-1x16-seed-0 has other settings than' in refuse(TOOL, *arguments, source,
+                                                                other)
     other.write_text(json.dumps([dict(name='start-seed-0')]))
     assert 'without its settings' in refuse(TOOL, *arguments, other)
     assert 'spec not found' in refuse(TOOL, 'x.py', *arguments[1:], source)
-    assert '--reference x is no sparse method' in refuse(TOOL, *arguments, source,
-                                                  '--reference', 'x')
+    assert '--reference x: no run is of this method' in refuse(TOOL, *arguments, source,
+                                                               '--reference', 'x')
     source.write_text('{')
     assert 'not the runs of a sweep' in refuse(TOOL, *arguments, source)
     assert not (tmp_path / 'out').exists()

@@ -20,7 +20,7 @@ methods = {
 found = Path('{{ fileDirname }}').parent / 'results/nuclei_allocation'
 runs, uniform = [], []
 rate = {'optim_wrapper.optimizer.lr': 1e-3}
-for seed in (0, 1, 2):
+for seed in range(5):
     file = found / f'seed-{seed}.json'
     if not file.is_file():
         continue
