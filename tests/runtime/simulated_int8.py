@@ -155,9 +155,13 @@ class SimulatedProgram:
             found.append(node.compute(next(given).double() if node.kind == 'import' else found))
         return found
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *tensors: Tensor,
+                 memory_format: torch.memory_format = torch.contiguous_format
+                 ) -> tuple[Tensor, ...]:
         found = self.values(*tensors)
-        return tuple(found[x].real.float() for x in self.outputs)
+        results = (found[x].real.float() for x in self.outputs)
+        return tuple(x.contiguous(memory_format=memory_format) if x.ndim == 4 else x
+                     for x in results)
 
     def timings(self, *tensors: Tensor, repeats: int = 1) -> list[tuple[str, float]]:
         return [*((node.kind, 1.) for node in self.nodes if node.kind != 'import'), ('', 0.)]

@@ -132,9 +132,11 @@ void align_pixels(const RoiAlign& op, const Region& region, float* scratch) {
         const int64_t some = bins - bin < kSize ? bins - bin : kSize;
         Lanes lines[kSize];
         for (int64_t i = 0; i < kSize; ++i)
-          lines[i] = i < some ? Lanes::load(found + (bin + i) * kTogether + v * kSize) : Lanes::fill(0);
+          lines[i] = i < some ? Lanes::load(found + (bin + i) * kTogether + v * kSize)
+                              : Lanes::fill(0);
         transpose(lines);
-        for (int64_t i = 0; i < kSize; ++i) lines[i].store(out + (v * kSize + i) * bins + bin, some);
+        for (int64_t i = 0; i < kSize; ++i)
+          lines[i].store(out + (v * kSize + i) * bins + bin, some);
       }
   }
 }

@@ -8,19 +8,18 @@
 namespace maxq {
 namespace {
 
-constexpr int64_t kMostBlocks = 8;  // of an item, which share the weights that they read
-
 // Blocks of a step's pixels, and blocks of outputs; items are some of both.
+template <typename Kernel>
 struct Cut {
   int64_t first, end;  // pixels of all images
   int64_t blocks, outputs, item_blocks, item_outputs, chunks;
-  Cut(const Op& op, const Step& step, int64_t threads, int64_t pixels, int64_t at_once) {
+  Cut(const Op& op, const Step& step, int64_t threads) {
     first = step.begin * op.out.w;
     end = step.end * op.out.w;
-    blocks = divide_up(end - first, pixels);
-    outputs = divide_up(op.out.c, at_once);
-    const int64_t wanted = threads > 1 ? 8 * threads : 1, most = pixels < 16 ? kMostBlocks : 4;
-    item_blocks = blocks > most * wanted ? most : 1;
+    blocks = divide_up(end - first, Kernel::kPixels);
+    outputs = divide_up(op.out.c, Kernel::kOutputs);
+    const int64_t wanted = threads > 1 ? 8 * threads : 1;
+    item_blocks = blocks > Kernel::kBlocks * wanted ? Kernel::kBlocks : 1;
     const int64_t parts = divide_up(blocks, item_blocks);
     int64_t split = parts == 0 ? 1 : divide_up(wanted, parts);
     if (split > outputs) split = outputs;
@@ -87,14 +86,15 @@ void for_positions(const Op& op, const Use& use) {
     }
 }
 
-// A kernel has T and Weight; kPixels and kOutputs; weights, of kOutputs outputs; and multiply, a
-// block with those. What multiply keeps from one call for a block to the next is in its scratch.
+// A kernel has T and Weight; kPixels and kOutputs; kBlocks, of an item at most, which share the
+// weights that they read; weights, of kOutputs outputs; and multiply, a block with those. What
+// multiply keeps from one call for a block, which has a number, to the next is in its scratch.
 template <typename Kernel>
 void layer(const Op& op, const Run& run, const Step& step, int64_t item, float* scratch) {
-  const Cut cut(op, step, run.threads, Kernel::kPixels, Kernel::kOutputs);
+  const Cut<Kernel> cut(op, step, run.threads);
   const int64_t part = item / cut.chunks, chunk = item % cut.chunks;
   const int64_t size = Kernel::weights(op);
-  Block<typename Kernel::T, Kernel::kPixels> blocks[kMostBlocks];
+  Block<typename Kernel::T, Kernel::kPixels> blocks[Kernel::kBlocks];
   int64_t count = 0;
   for (int64_t b = part * cut.item_blocks; b < cut.blocks && count < cut.item_blocks; ++b)
     locate(op, run, cut.first + b * Kernel::kPixels, cut.end, blocks[count++]);

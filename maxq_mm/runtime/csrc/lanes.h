@@ -54,7 +54,8 @@ struct Lanes {
   // Bytes less `zero`.
   static Lanes load(const uint8_t* from, int64_t count, int32_t zero) {
     const __m128i bytes = _mm_maskz_loadu_epi8(first(count), from);
-    return {_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(zero)))};
+    const __m512i numbers = _mm512_cvtepu8_epi32(bytes);
+    return {_mm512_cvtepi32_ps(_mm512_sub_epi32(numbers, _mm512_set1_epi32(zero)))};
   }
   void store(uint8_t* to, int64_t count) const {
     _mm_mask_storeu_epi8(to, first(count), _mm512_cvtusepi32_epi8(bytes()));
@@ -115,7 +116,8 @@ inline void transpose(Lanes (&rows)[16]) {
 inline void store_quads(const Lanes* channels, int64_t count, uint8_t* to) {
   __m512i quads = _mm512_setzero_si512();
   for (int64_t c = 0; c < count; ++c)
-    quads = _mm512_or_si512(quads, _mm512_sllv_epi32(channels[c].bytes(), _mm512_set1_epi32(8 * static_cast<int>(c))));
+    quads = _mm512_or_si512(quads, _mm512_sllv_epi32(channels[c].bytes(),
+                                                     _mm512_set1_epi32(8 * static_cast<int>(c))));
   _mm512_storeu_si512(to, quads);
 }
 #else

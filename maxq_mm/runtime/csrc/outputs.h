@@ -23,6 +23,7 @@ struct Floats {
   using Weight = float;
   static constexpr int kPixels = 24 / kGroups;  // 24 accumulators of 32 registers
   static constexpr int kOutputs = kGroups * Lanes::kSize;
+  static constexpr int kBlocks = 96 / kPixels;
   using Block = maxq::Block<float, kPixels>;
   using Accumulators = Lanes[kPixels][kGroups];
   // Channels that are permuted as one.

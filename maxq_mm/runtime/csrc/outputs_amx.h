@@ -80,6 +80,7 @@ struct Matrix {
   using T = uint8_t;
   using Weight = int8_t;
   static constexpr int kPixels = 2 * kTilePixels;
+  static constexpr int kBlocks = 4;
   static constexpr int kOutputs = kOutputBytes;
   using Block = maxq::Block<uint8_t, kPixels>;
 
@@ -92,13 +93,15 @@ struct Matrix {
 
   Matrix(const Op& op, float* scratch)
       : op(op), sums(reinterpret_cast<int32_t*>(scratch)),
-        lines(reinterpret_cast<uint8_t*>(scratch + kPixels * kOutputs)), gathered(inputs(op) * kPixels) {}
+        lines(reinterpret_cast<uint8_t*>(scratch + kPixels * kOutputs)),
+        gathered(inputs(op) * kPixels) {}
 
   static int64_t weights(const Op& op) { return Int8<true>::weights(op); }
   // Of a pixel.
   static int64_t inputs(const Op& op) { return weights(op) / kOutputs; }
   static int64_t scratch(const Op& op) {
-    return kPixels * kOutputs + kMostBlocks / 2 * inputs(op) * kPixels / static_cast<int64_t>(sizeof(float));
+    constexpr int64_t kFloat = sizeof(float);
+    return kPixels * kOutputs + kBlocks * inputs(op) * kPixels / kFloat;
   }
 
   // The distance of 16 pixels, 0 if they have none in common.

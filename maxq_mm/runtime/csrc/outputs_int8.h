@@ -82,6 +82,7 @@ struct Int8 {
   using T = uint8_t;
   using Weight = int8_t;
   static constexpr int kPixels = 6;  // 24 accumulators of 32 registers
+  static constexpr int kBlocks = 8;
   static constexpr int kOutputs = kOutputBytes;
   static constexpr int kTogether = 4;
   static constexpr int kWidth = kTogether * Lanes::kSize;  // channels that are permuted as one

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "outputs.h"
+#include "row_operators.h"
 #if defined(INT8)
 #include "outputs_int8.h"
 #endif
@@ -23,7 +24,8 @@ auto with_kernel(const Op& op, const Use& use) {
 #if defined(AMX)
     if (is_dense) return use(static_cast<Matrix*>(nullptr));
 #endif
-    return is_dense ? use(static_cast<Int8<true>*>(nullptr)) : use(static_cast<Int8<false>*>(nullptr));
+    return is_dense ? use(static_cast<Int8<true>*>(nullptr))
+                    : use(static_cast<Int8<false>*>(nullptr));
   }
 #endif
   if (is_dense && op.out.c <= Lanes::kSize) return use(static_cast<Floats<kDense, 1>*>(nullptr));
@@ -37,7 +39,7 @@ bool is_layer(const Op& op) { return op.kind == kLayer || op.kind == kDenseLayer
 int64_t items(const Op& op, const Run& run, const Step& step) {
   if (!is_layer(op)) return row_items(op, step);
   return with_kernel(op, [&]<typename Kernel>(Kernel*) {
-    return Cut(op, step, run.threads, Kernel::kPixels, Kernel::kOutputs).items();
+    return Cut<Kernel>(op, step, run.threads).items();
   });
 }
 
