@@ -84,47 +84,34 @@ int64_t align_scratch(const RoiAlign& op, int64_t widest) {
 
 #if LANES == 16
 
-constexpr int64_t kTogether = 4 * kSize;  // channels at a time
+constexpr int64_t kVectors = 4, kTogether = kVectors * kSize;  // channels at a time
 
-// Rows of the map into a line of so many pixels, `vectors` of their channels.
-void add_pixel_rows(const Region& region, const float* map, const Taps& taps, int64_t vectors,
-                    float* line) {
-  for (int64_t x = 0; x < region.width; ++x, line += kTogether) {
-    const float* from = map + taps.first * region.row + (region.left + x) * region.pixel;
-    Lanes sum[4] = {Lanes::fill(0), Lanes::fill(0), Lanes::fill(0), Lanes::fill(0)};
-    for (int64_t i = 0; i < taps.count; ++i, from += region.row) {
-      const Lanes weight = Lanes::fill(taps.weights[i]);
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v)
-        if (v < vectors) sum[v] = sum[v].fma(weight, Lanes::load(from + v * kSize));
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) sum[v].store(line + v * kSize);
-  }
-}
-
-// Columns of that line into a bin.
-void add_pixel_columns(const Taps& taps, const float* line, float* bin) {
-  Lanes sum[4] = {Lanes::fill(0), Lanes::fill(0), Lanes::fill(0), Lanes::fill(0)};
-  for (int64_t i = 0; i < taps.count; ++i) {
+// So many vectors of channels, from taps that are `step` floats apart; the others become 0.
+void add_taps(const Taps& taps, const float* from, int64_t step, int64_t vectors, float* to) {
+  Lanes sum[kVectors] = {Lanes::fill(0), Lanes::fill(0), Lanes::fill(0), Lanes::fill(0)};
+  for (int64_t i = 0; i < taps.count; ++i, from += step) {
     const Lanes weight = Lanes::fill(taps.weights[i]);
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v)
-      sum[v] = sum[v].fma(weight, Lanes::load(line + (taps.first + i) * kTogether + v * kSize));
+    for (int v = 0; v < kVectors; ++v)
+      if (v < vectors) sum[v] = sum[v].fma(weight, Lanes::load(from + v * kSize));
   }
 #pragma GCC unroll 4
-  for (int v = 0; v < 4; ++v) sum[v].store(bin + v * kSize);
+  for (int v = 0; v < kVectors; ++v) sum[v].store(to + v * kSize);
 }
 
 void align_pixels(const RoiAlign& op, const Region& region, float* scratch) {
   const int64_t bins = op.rows * op.columns;
   float *found = scratch, *line = found + bins * kTogether;
   for (int64_t begin = 0; begin < op.channels; begin += kTogether) {
-    const int64_t left = (op.channels - begin) / kSize, vectors = left < 4 ? left : 4;
+    const int64_t left = (op.channels - begin) / kSize, vectors = left < kVectors ? left : kVectors;
     for (int64_t r = 0; r < op.rows; ++r) {
-      add_pixel_rows(region, region.data + begin, region.rows[r], vectors, line);
-      for (int64_t c = 0; c < op.columns; ++c)
-        add_pixel_columns(region.vectors[c], line, found + (r * op.columns + c) * kTogether);
+      const Taps& rows = region.rows[r];
+      const float* from = region.data + begin + rows.first * region.row + region.left * region.pixel;
+      for (int64_t x = 0; x < region.width; ++x)  // into a line
+        add_taps(rows, from + x * region.pixel, region.row, vectors, line + x * kTogether);
+      for (int64_t c = 0; c < op.columns; ++c)  // and that into bins
+        add_taps(region.vectors[c], line + region.vectors[c].first * kTogether, kTogether, vectors,
+                 found + (r * op.columns + c) * kTogether);
     }
     float* out = region.out + begin * bins;
     for (int64_t v = 0; v < vectors; ++v)
