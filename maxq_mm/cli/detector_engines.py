@@ -13,12 +13,12 @@ import copy
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from torch import Tensor, nn
 
-from ..deploy import export, int8, support
+from ..deploy import export, support
 from ..deploy.metadata import Metadata
 from ..deploy.onnx_detector import OnnxDetector, feeds
 from ..runtime.calls import samples_of
 from ..utils.errors import InputError
-from .engines import Engine, detections, in_torch, sessions
+from .engines import Engine, detections, files, in_torch
 
 
 def detector_engines(model: nn.Module, images: Tensor, threads: int) -> dict[str, Engine]:
@@ -37,12 +37,9 @@ def detector_engines(model: nn.Module, images: Tensor, threads: int) -> dict[str
     exported = copy.deepcopy(model)
     exported.data_preprocessor = DetDataPreprocessor()  # takes images as they are
     exported = export.to_onnx(export.prepared(exported, {}), about, {}, about.size, images[:1])
-    ranges = int8.measure_ranges(exported, (feeds(image, about) for image in images))
-    quantized = int8.quantize(exported, ranges).SerializeToString()
-    content = exported.SerializeToString()
     return {'torch': in_torch(model)} | {
-        name: _engine(OnnxDetector(quantized if is_int8 else content, about, threads, session))
-        for name, (is_int8, session) in sessions().items()}
+        name: _engine(OnnxDetector(content, about, threads, session))
+        for name, content, session in files(exported, (feeds(image, about) for image in images))}
 
 
 def _engine(detector: OnnxDetector) -> Engine:

@@ -8,7 +8,7 @@ import copy
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -68,17 +68,23 @@ def dense_engines(model: nn.Module, images: Tensor, threads: int) -> dict[str, E
     Raises:
         InputError: an engine cannot run the network.
     """
-    from ..deploy import int8
-
     engines = {'torch': in_torch(model)}
-    exported = _to_onnx(model, images)
-    ranges = int8.measure_ranges(exported, [{'images': images.numpy()}])
-    quantized = int8.quantize(exported, ranges).SerializeToString()
-    content = exported.SerializeToString()
-    for name, (is_int8, make) in sessions().items():
-        session = make(quantized if is_int8 else content, threads)
+    for name, content, make in files(_to_onnx(model, images), [{'images': images.numpy()}]):
+        session = make(content, threads)
         engines[name] = lambda x, session=session: session.run(None, {'images': x.numpy()})
     return engines
+
+
+def files(exported: onnx.ModelProto, feeds: Iterable[dict[str, np.ndarray]]
+          ) -> Iterator[tuple[str, bytes, Callable]]:
+    """Of each engine its name, the content of the file it runs, float32 or int8 with the ranges of
+    ``feeds``, and what makes a session of that content and a number of threads."""
+    from ..deploy import int8
+
+    quantized = int8.quantize(exported, int8.measure_ranges(exported, feeds)).SerializeToString()
+    content = exported.SerializeToString()
+    for name, (is_int8, make) in sessions().items():
+        yield name, quantized if is_int8 else content, make
 
 
 def _to_onnx(model: nn.Module, images: Tensor) -> onnx.ModelProto:

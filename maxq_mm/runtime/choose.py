@@ -28,7 +28,7 @@ ROUNDS = 3
 REPEATS, LONG = 3, 0.1
 # Seconds of a way's rounds after which it is not measured again: noise is small against them.
 PATIENCE = 1.
-# How much slower than the fastest a mixture may be in its first run to take part in others.
+# How much slower than the fastest a mixture may be, once warm, to take part in further rounds.
 _HOPELESS = 1.5
 
 
@@ -191,8 +191,10 @@ def _fastest(candidates: list[tuple[Compiled, dict]], calls: Sequence) -> tuple[
               if all(item[1] != other[1] for other in candidates[:i])]
     best = [float('inf')] * len(unique)
     if len(unique) > 1:
-        for turn in range(ROUNDS + 1):  # the first also warms up
-            bar = _HOPELESS * min(best) if turn else float('inf')
+        # The first run of a mixture says little of the others: it may take seconds until the system
+        # has handed out the memory that it needs.
+        for turn in range(ROUNDS + 1):
+            bar = _HOPELESS * min(best) if turn > 1 else float('inf')
             for i, (compiled, _) in enumerate(unique):
                 if best[i] > bar:
                     continue

@@ -1,10 +1,13 @@
 """Train a matrix of runs: methods by patterns by seeds, several at a time, resumable.
 
     python projects/nuclei/sweep.py SPEC --out DIR [--data-root DIR] [--jobs N] [--threads N]
+                                    [--known runs.json ...]
 
 What a spec says stands in sweep_runs.py beside it; configs/sweep.py is one. Called again, finished
 runs are skipped and a killed one goes on from its last checkpoint. A run that fails leaves
-train.log in its folder, and the others go on.
+train.log in its folder, and the others go on. Runs that were made elsewhere (--known, what
+sweep_report.py and sweep_rates.py write) are left out; their start is trained again where a run
+that is left needs its weights.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import sweep_runs
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sweep_scores import read_runs
 
 from maxq_mm import cli
 from maxq_mm.utils.files import save_text
@@ -184,6 +188,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data-root', type=Path, help='use this data set in all of them')
     parser.add_argument('--jobs', type=cli.positive, default=max(1, gpus),
                         help='trainings at a time (default: one a GPU, or one)')
+    parser.add_argument('--known', type=Path, nargs='+', default=[], metavar='RUNS.json',
+                        help='runs made elsewhere, not to be trained again')
     parser.add_argument('--threads', type=cli.positive,
                         help='CPU threads of each (default: all cores, shared)')
     args = parser.parse_args()
@@ -222,6 +228,9 @@ def only_one(out: Path) -> Iterator[TextIO]:
 def main() -> None:
     args = parse_args()
     runs = sweep_runs.read_spec(args.spec)
+    if args.known:
+        known, _ = read_runs(args.spec, *args.known)
+        runs = sweep_runs.without(runs, {run['name'] for run in known})
     check(runs, args)
     with only_one(args.out) as lock:
         try:

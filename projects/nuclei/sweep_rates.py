@@ -3,11 +3,11 @@
     python projects/nuclei/sweep_rates.py SPEC --runs DIR --out projects/nuclei/results/NAME
 
 In SPEC (configs/fair_rates.py), methods are called 'NAME, lr RATE', and entries set the rate by
-``options``. Reads what sweep.py left in DIR (or, with --runs FILE, an earlier runs.json) and writes
-runs.json, results.md and rates.json, which configs/fair.py takes its runs from.
+``options``. Reads what sweep.py left in DIR (or, with --runs FILE, an earlier runs.json; or several
+of both) and writes runs.json, results.md and rates.json, which configs/fair.py takes its runs from.
 
-The best rate has the highest mean of bbox and segm mAP over the seeds. One at an edge of its grid
-is not chosen, nor one of a grid that is not whole.
+The best rate has the highest mean of bbox and segm mAP over the seeds. It is chosen once the next
+lower and the next higher rate of its grid are trained, too; so one at an edge of the grid is not.
 """
 
 import argparse
@@ -70,11 +70,16 @@ def choose(grid: Grid, finished: Sequence[dict]) -> Choice:
             mine = group(run for run in finished if run['name'] in {run.name for run in runs})
             (by_seed, ) = mine.values()
             found[rate] = np.array([scores(by_seed, score).mean() for score in sweep_runs.SCORES])
-    if len(found) < len(grid.runs):
-        return Choice(found, None, f'{len(found)} of {len(grid.runs)} rates trained')
+    if not found:
+        return Choice(found, None, 'none trained')
     best = max(found, key=lambda rate: found[rate].mean())
-    if best in (min(found), max(found)):
+    rates = list(grid.runs)
+    if best in (rates[0], rates[-1]):
         return Choice(found, None, f'best at {best:g}, an edge of the grid')
+    place = rates.index(best)
+    waiting = [rate for rate in (rates[place - 1], rates[place + 1]) if rate not in found]
+    if waiting:
+        return Choice(found, None, f'best at {best:g}, {waiting[0]:g} beside it not trained')
     return Choice(found, best, f'{best:g}')
 
 
@@ -115,12 +120,13 @@ def page(text: str, wanted: Sequence[sweep_runs.Run], finished: Sequence[dict],
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('spec', type=Path, help='what projects/nuclei/sweep.py trained')
-    parser.add_argument('--runs', type=Path, required=True, help="sweep's --out, or a runs.json")
+    parser.add_argument('--runs', type=Path, nargs='+', required=True,
+                        help="sweep's --out, or a runs.json; of several, the first that has a run")
     parser.add_argument('--out', type=Path, required=True, help='folder to write')
     args = parser.parse_args()
 
     wanted = sweep_runs.read_spec(args.spec)
-    finished, _ = read_runs(args.spec, args.runs)
+    finished, _ = read_runs(args.spec, *args.runs)
     chosen = [(grid, choose(grid, finished)) for grid in grids(wanted)]
     text = table(chosen)
     command = f'python projects/nuclei/sweep.py {args.spec} --out DIR'

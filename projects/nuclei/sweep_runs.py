@@ -98,6 +98,12 @@ def _multiply(spec: dict, folder: Path) -> list[Run]:
     return list(runs.values())
 
 
+def without(runs: list[Run], known: set[str]) -> list[Run]:
+    """The runs whose names are not ``known``, and the starts whose weights these need."""
+    needed = {run.start for run in runs if run.name not in known}
+    return [run for run in runs if run.name not in known or run.name in needed]
+
+
 def _check_entry(entry: dict) -> None:
     if not isinstance(entry, dict):
         raise ValueError(f'runs: an entry is a dict, got {entry!r}')

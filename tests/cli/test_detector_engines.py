@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maxq_mm.cli import detector_engines, engine_bench, timing
+from maxq_mm.cli import engines as engines_of_this_cpu
 from maxq_mm.cli.engines import detection_difference, sessions
 from maxq_mm.utils.errors import InputError
 
@@ -86,7 +87,7 @@ def bench(**changes) -> tuple[list[dict], dict]:
 
 def test_the_table_has_them_beside_accelerated_ones(monkeypatch):
     alone = {'onnxruntime float32': sessions()['onnxruntime float32']}
-    monkeypatch.setattr(detector_engines, 'sessions', lambda: alone)
+    monkeypatch.setattr(engines_of_this_cpu, 'sessions', lambda: alone)
     rows, about = bench()
     assert [row['variant'] for row in rows] == ['torch', 'onnxruntime float32', 'maxq_mm 1:4']
     assert all(row['difference'] < 1e-3 for row in rows)

@@ -51,10 +51,18 @@ def test_none_at_an_edge(scores, edge):
     assert chosen(*scores).remark == f'best at {edge}, an edge of the grid'
 
 
-def test_none_of_a_grid_that_is_not_whole():
+def test_none_whose_neighbour_is_not_trained():
     choice = chosen(.2, .3)
-    assert (choice.best, choice.remark) == (None, '2 of 3 rates trained')
+    assert (choice.best, choice.remark) == (None, 'best at 0.001, 0.01 beside it not trained')
     assert sorted(choice.scores) == [1e-4, 1e-3]
+
+
+def test_rates_beyond_the_neighbours_may_wait():
+    rates = (1e-5, *RATES, 1.)
+    grid, = sweep_rates.grids([asked(rate) for rate in rates])
+    choice = sweep_rates.choose(grid, [finished(asked(rate), score) for rate, score in
+                                       zip(RATES, (.2, .3, .1), strict=True)])
+    assert (choice.best, sorted(choice.scores)) == (1e-3, list(RATES))
 
 
 def test_both_scores_and_all_seeds_count():
@@ -65,7 +73,8 @@ def test_both_scores_and_all_seeds_count():
     assert sweep_rates.choose(grid, runs).remark == 'best at 0.01, an edge of the grid'
     np.testing.assert_allclose(sweep_rates.choose(grid, runs).scores[1e-2], [20, 25])
     # A rate of which a seed is missing counts as not trained.
-    assert sweep_rates.choose(grid, runs[:-1]).remark == '2 of 3 rates trained'
+    assert sweep_rates.choose(grid, runs[:-1]).remark == (
+        'best at 0.001, 0.01 beside it not trained')
 
 
 def test_names_that_say_another_rate():
@@ -114,7 +123,7 @@ def test_from_rates_to_the_runs_of_the_comparison(tmp_path):
     assert row in (out / 'results.md').read_text()
     assert '| 1:16 | fading, AdamW | 20.0 / 0.0 | 20.0 / 0.0 | 20.0 / 0.0 | 20.0 / 0.0 | ' \
            '30.0 / 0.0 | best at 0.004, an edge of the grid |' in printed
-    assert '| 1:8 | STE, SGD |  |  |  |  |  | 0 of 5 rates trained |' in printed
+    assert '| 1:8 | STE, SGD |  |  |  |  |  | none trained |' in printed
     assert '| pattern | method | 0.005 | 0.01 | 0.02 | 0.04 | 0.08 | chosen |' in printed
 
     made = [run for run in sweep_runs.read_spec(folder / 'fair.py') if run.method != 'start']

@@ -97,6 +97,15 @@ def test_from_scratch(write, tmp_path):
     assert sweep_runs.configure(ste, tmp_path, None).load_from is None
 
 
+def test_what_is_known_elsewhere_is_left_out(write):
+    runs = sweep_runs.read_spec(write([
+        dict(methods=['STE', 'MaxQ'], patterns=['2:4'], seeds=[0, 1])]))
+    known = {run.name for run in runs if run.seed == 1 or run.method == 'start'}
+    left = [run.name for run in sweep_runs.without(runs, known)]
+    assert left == ['start-seed-0', 'ste-2x4-seed-0', 'maxq-2x4-seed-0']
+    assert sweep_runs.without(runs, {run.name for run in runs}) == []
+
+
 def test_a_method_with_two_options(write):
     with pytest.raises(cli.InputError, match='would both be trained in maxq-2x4-seed-0'):
         sweep_runs.read_spec(write([

@@ -140,6 +140,27 @@ def test_each_way_gives_the_same(monkeypatch, way, pattern):
         assert_alike(model, expected, torch.randn(size))
 
 
+class Mixture:
+    """Takes so many seconds of a clock, one call after another; the last ones for ever."""
+
+    def __init__(self, clock: list[float], *seconds: float) -> None:
+        self.clock, self.seconds, self.runs = clock, [*seconds], 0
+
+    def run(self, tensors) -> None:
+        self.clock[0] += self.seconds[min(self.runs, len(self.seconds) - 1)]
+        self.runs += 1
+
+
+def test_a_slow_first_run_loses_nothing(monkeypatch):
+    clock = [0.]
+    monkeypatch.setattr(choose.time, 'perf_counter', lambda: clock[0])
+    slow_start, steady, hopeless = (Mixture(clock, 9., 1.), Mixture(clock, 2.), Mixture(clock, 4.))
+    mixtures = [(mixture, {number: ''}) for number, mixture in
+                enumerate((slow_start, steady, hopeless))]
+    assert choose._fastest(mixtures, [None])[0] is slow_start
+    assert hopeless.runs == 2, 'it takes part until all are warm'
+
+
 def test_report(folded, accelerated):
     report = accelerated[1]
     rows = {row.name: row for row in report.layers}

@@ -152,6 +152,27 @@ def test_several_callers_at_once():
 
 
 @needs_kernels
+@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='no affinity')
+@pytest.mark.parametrize('kept', ['all', 'one'])
+def test_a_helper_leaves_its_caller_alone(kept):
+    """It may run on all of the caller's processors but the one that the caller is on, if any."""
+    run('import os, torch; from tests.runtime.kernel_cases import residual_network\n'
+        'torch.set_num_threads(2)\n'
+        'program, _ = residual_network()\n'
+        'every = sorted(os.sched_getaffinity(0))\n'
+        f'mine = set(every[:1]) if {kept == "one"} else set(every)\n'
+        'x = torch.randn(1, 3, 64, 64)\n'
+        'threads = set(os.listdir("/proc/self/task"))\n'
+        'os.sched_setaffinity(0, mine)\n'
+        'for _ in range(3): program(x)\n'
+        'assert os.sched_getaffinity(0) == mine\n'
+        'helper, = {*os.listdir("/proc/self/task")} - threads\n'
+        'found = os.sched_getaffinity(int(helper))\n'
+        'assert found == mine if len(mine) == 1 else (\n'
+        '    found < mine and len(found) == len(mine) - 1), (found, mine)')
+
+
+@needs_kernels
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork')
 def test_after_a_fork():
     """The child has no helpers; it gets its own, and both end."""

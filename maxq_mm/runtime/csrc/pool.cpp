@@ -11,9 +11,13 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
 #endif
 
 namespace maxq {
@@ -48,6 +52,42 @@ float* scratch(int64_t size) {
   return mine.get(size);
 }
 
+// The processors that a caller's helpers may run on: those of the caller but for the one it is on. A
+// system may wake a helper on the very processor of its caller and leave both there for
+// milliseconds, while another is idle.
+class Places {
+ public:
+  Places() {
+#if defined(__linux__)
+    CPU_ZERO(&set_);
+#endif
+  }
+  // Those of who asks.
+  static Places beside_caller() {
+    Places found;
+#if defined(__linux__)
+    const int here = sched_getcpu();
+    if (sched_getaffinity(0, sizeof found.set_, &found.set_) == 0 && here >= 0 &&
+        CPU_COUNT(&found.set_) > 1)
+      CPU_CLR(here, &found.set_);
+#endif
+    return found;
+  }
+  // Has a thread that was kept to `before` run here.
+  void keep(pthread_t thread, Places& before) const {
+#if defined(__linux__)
+    if (CPU_COUNT(&set_) == 0 || CPU_EQUAL(&set_, &before.set_)) return;
+    pthread_setaffinity_np(thread, sizeof set_, &set_);  // where it may not, things stay as they are
+#endif
+    before = *this;
+  }
+
+ private:
+#if defined(__linux__)
+  cpu_set_t set_;
+#endif
+};
+
 // A caller and its helpers. Shared: a helper that was not scheduled may look at it long after the
 // caller has left; it touches nothing else unless it has taken an item.
 struct Team {
@@ -57,7 +97,8 @@ struct Team {
   std::atomic<int64_t> sleepers{0};
   std::atomic<bool> caller_sleeps{false}, closed{false};
   Job job;  // holds while one of its items is taken and not done
-  int64_t wanted = 0;  // helpers; under the pool's mutex
+  int64_t wanted = 0;  // more helpers; under the pool's mutex
+  Places places;       // of them
   std::mutex mutex;
   std::condition_variable more, all_done;
 
@@ -121,10 +162,31 @@ struct Team {
   }
 };
 
+// A thread that works for one team after another; all of it under the pool's mutex.
+struct Helper {
+  const pthread_t thread = pthread_self();
+  Places places;
+  std::shared_ptr<Team> team;
+  std::condition_variable called;
+
+  void join(const std::shared_ptr<Team>& next) {
+    --next->wanted;
+    next->places.keep(thread, places);
+    team = next;
+  }
+};
+
 class Pool {
  public:
   void open(const std::shared_ptr<Team>& team, int64_t helpers) {
+    team->places = Places::beside_caller();
+    team->wanted = helpers;
     const std::lock_guard lock(mutex_);
+    teams_.push_back(team);
+    for (; team->wanted > 0 && !idle_.empty(); idle_.pop_back()) {
+      idle_.back()->join(team);
+      idle_.back()->called.notify_one();
+    }
     for (; threads_ < helpers; ++threads_) {
       try {
         std::thread(&Pool::serve, this).detach();
@@ -132,9 +194,6 @@ class Pool {
         break;
       }
     }
-    team->wanted = helpers;
-    teams_.push_back(team);
-    for (int64_t i = 0; i < helpers; ++i) called_.notify_one();
   }
 
   void close(const std::shared_ptr<Team>& team) {
@@ -145,14 +204,19 @@ class Pool {
 
  private:
   void serve() {
+    Helper me;
+    std::unique_lock lock(mutex_);
     for (;;) {
-      std::shared_ptr<Team> team;
-      {
-        std::unique_lock lock(mutex_);
-        called_.wait(lock, [&] { return (team = next()) != nullptr; });
-        --team->wanted;
+      if (const auto team = next()) {
+        me.join(team);
+      } else {
+        idle_.push_back(&me);
+        me.called.wait(lock, [&] { return me.team != nullptr; });
       }
-      team->help();
+      lock.unlock();
+      me.team->help();
+      lock.lock();
+      me.team = nullptr;
     }
   }
 
@@ -163,8 +227,8 @@ class Pool {
   }
 
   std::mutex mutex_;
-  std::condition_variable called_;
   std::list<std::shared_ptr<Team>> teams_;
+  std::vector<Helper*> idle_;
   int64_t threads_ = 0;
 };
 
