@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope, init_default_scope
 
 from .running import ROOT
 
@@ -32,6 +33,14 @@ def pytest_configure(config) -> None:
     alone = all((ROOT / 'tests/gpu') in (path, *path.parents) for path in asked)
     if not alone or config.getoption('--device') == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+
+@pytest.fixture(autouse=True)
+def _mmdets_names() -> None:
+    """No test finds the default scope that a model of another has left."""
+    scope = DefaultScope.get_current_instance()
+    if scope is not None and scope.scope_name != 'mmdet':
+        init_default_scope('mmdet')
 
 
 class Golden:

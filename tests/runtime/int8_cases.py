@@ -137,6 +137,25 @@ def run_one(add: Callable, *inputs: tuple[Tensor, Quantization | None]) -> Tenso
     return program(*(x for x, _ in inputs))[0]
 
 
+def check_large_results(seed: int) -> None:
+    """Results of more than 4 MiB, in planes whose lines begin alike or not, and in pixels."""
+    torch.manual_seed(seed)
+    choose = random.Random(seed)
+    for shape in ((3, 72, 125, 48), (1, 48, 130, 208), (1, 33, 131, 250)):
+        quantization = random_quantization(choose)
+        q = random_bytes(shape, choose)
+        exact = (q.double() - quantization.zero_point).float() * torch.tensor(quantization.scale)
+        x = torch.randn(shape)
+        program = Program()
+        program.output(program.input(shape[1], quantization=quantization))
+        program.output(program.relu(program.input(shape[1])))
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            found = program(real(q, quantization).float(), x, memory_format=memory_format)
+            assert all(y.is_contiguous(memory_format=memory_format) for y in found)
+            assert torch.equal(found[0], exact)
+            assert torch.equal(found[1], x.relu())
+
+
 def check_moves(seed: int) -> None:
     """What is not a layer, against torch."""
     torch.manual_seed(seed)

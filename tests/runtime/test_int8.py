@@ -11,7 +11,7 @@ from maxq_mm.runtime.program import Program
 from maxq_mm.runtime.quantization import Quantization, quantize_weight
 from maxq_mm.utils.errors import InputError
 
-from .int8_cases import check, check_moves, check_network
+from .int8_cases import check, check_large_results, check_moves, check_network
 from .kernel_cases import PATTERNS, sparse
 
 needs_int8 = pytest.mark.skipif(library(int8=True) is None, reason='no kernels for this CPU')
@@ -28,6 +28,17 @@ def test_any_layer(seed):
 @pytest.mark.parametrize('seed', range(4))
 def test_what_is_no_layer(seed):
     check_moves(seed)
+
+
+@needs_int8
+@pytest.mark.parametrize('threads', [1, 3])
+def test_large_results(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check_large_results(threads)
+    finally:
+        torch.set_num_threads(before)
 
 
 @needs_int8

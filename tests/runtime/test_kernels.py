@@ -67,6 +67,7 @@ def test_other_kernels(name):
                 f'assert kernels.instruction_set() == {name!r}\n'
                 'check(7, 40, 10); check_network(2); region_cases.check(7, 8)\n'
                 'int8_cases.check(7, 40, 10); int8_cases.check_moves(7)\n'
+                'int8_cases.check_large_results(7)\n'
                 'print(int8_cases.check_network(2), image_cases.check(7, 40))', MAXQ_ISA=name)
     if kernels.instruction_set() is not None:  # int8 has the same bits everywhere
         assert found.split()[-2:] == [int8_cases.check_network(1), image_cases.check(7, 40)]
@@ -129,6 +130,7 @@ def test_under_the_address_sanitizer(tmp_path):
         'image_cases.check(3, 30)\n'
         'check(3, 20, 5); check_network(2); region_cases.check(3, 10)\n'
         'int8_cases.check(3, 20, 5); int8_cases.check_moves(3); int8_cases.check_network(2)\n'
+        'int8_cases.check_large_results(3)\n'
         'from tests.runtime import band_cases\n'
         'band_cases.check(3, 8); band_cases.check(3, 8, True)',
         LD_PRELOAD=' '.join(str(Path(name).resolve()) for name in found),
@@ -153,23 +155,23 @@ def test_several_callers_at_once():
 
 @needs_kernels
 @pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='no affinity')
-@pytest.mark.parametrize('kept', ['all', 'one'])
+@pytest.mark.parametrize('kept', [1, None])
 def test_a_helper_leaves_its_caller_alone(kept):
     """It may run on all of the caller's processors but the one that the caller is on, if any."""
-    run('import os, torch; from tests.runtime.kernel_cases import residual_network\n'
+    run('import os, time, torch; from tests.runtime.kernel_cases import residual_network\n'
         'torch.set_num_threads(2)\n'
         'program, _ = residual_network()\n'
-        'every = sorted(os.sched_getaffinity(0))\n'
-        f'mine = set(every[:1]) if {kept == "one"} else set(every)\n'
+        f'mine = set(sorted(os.sched_getaffinity(0))[:{kept}])\n'
         'x = torch.randn(1, 3, 64, 64)\n'
         'threads = set(os.listdir("/proc/self/task"))\n'
         'os.sched_setaffinity(0, mine)\n'
-        'for _ in range(3): program(x)\n'
+        'wanted, found, end = max(1, len(mine) - 1), set(), time.monotonic() + 60\n'
+        'while len(found) != wanted and time.monotonic() < end:  # until it has begun to help\n'
+        '    program(x)\n'
+        '    helper, = {*os.listdir("/proc/self/task")} - threads\n'
+        '    found = os.sched_getaffinity(int(helper))\n'
         'assert os.sched_getaffinity(0) == mine\n'
-        'helper, = {*os.listdir("/proc/self/task")} - threads\n'
-        'found = os.sched_getaffinity(int(helper))\n'
-        'assert found == mine if len(mine) == 1 else (\n'
-        '    found < mine and len(found) == len(mine) - 1), (found, mine)')
+        'assert found <= mine and len(found) == wanted, (found, mine)')
 
 
 @needs_kernels

@@ -46,6 +46,9 @@ struct Lanes {
   static Lanes load(const float* from) { return {_mm512_loadu_ps(from)}; }
   static Lanes fill(float value) { return {_mm512_set1_ps(value)}; }
   void store(float* to) const { _mm512_storeu_ps(to, v); }
+  // Past the caches, to where a line of 64 bytes begins; others see it after a fence.
+  void stream(float* to) const { _mm512_stream_ps(to, v); }
+  static void fence() { _mm_sfence(); }
   // The first `count`, at most 16.
   static Lanes load(const float* from, int64_t count) {
     return {_mm512_maskz_loadu_ps(first(count), from)};
@@ -146,6 +149,8 @@ struct Lanes {
   static Lanes load(const float* from) { return of([&](int i) { return from[i]; }); }
   static Lanes fill(float value) { return of([&](int) { return value; }); }
   void store(float* to) const { std::memcpy(to, v, sizeof v); }
+  void stream(float* to) const { store(to); }
+  static void fence() {}
   static Lanes load(const float* from, int64_t count) {
     return of([&](int i) { return i < count ? from[i] : 0.f; });
   }

@@ -87,6 +87,7 @@ void convert_row(const Op& op, const Run& run, const Piece& at) {
 }
 
 int64_t row_items(const Op& op, const Step& step) {
+  if (const int64_t rows = rows_at_a_time(op)) return divide_up(step.end - step.begin, rows);
   const View& view = op.kind == kExport ? op.in : op.out;
   return (step.end - step.begin) * divide_up(view.w, Piece::kLength);
 }
@@ -94,6 +95,10 @@ int64_t row_items(const Op& op, const Step& step) {
 // T: of what is inside, of the result where both are.
 template <typename T>
 void row_item_of(const Op& op, const Run& run, const Step& step, int64_t item) {
+  if (const int64_t rows = rows_at_a_time(op)) {
+    const int64_t begin = step.begin + item * rows;
+    return export_rows<T>(op, run, begin, begin + rows < step.end ? begin + rows : step.end);
+  }
   const Piece piece(op.kind == kExport ? op.in : op.out, step, item);
   switch (op.kind) {
     case kMaxPool: pool_row<T>(op, run, piece); break;
