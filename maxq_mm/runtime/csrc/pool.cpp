@@ -57,11 +57,6 @@ float* scratch(int64_t size) {
 // milliseconds, while another is idle.
 class Places {
  public:
-  Places() {
-#if defined(__linux__)
-    CPU_ZERO(&set_);
-#endif
-  }
   // Those of who asks.
   static Places beside_caller() {
     Places found;
@@ -84,7 +79,7 @@ class Places {
 
  private:
 #if defined(__linux__)
-  cpu_set_t set_;
+  cpu_set_t set_{};
 #endif
 };
 
