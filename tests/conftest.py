@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,14 @@ def _mmdets_names() -> None:
     scope = DefaultScope.get_current_instance()
     if scope is not None and scope.scope_name != 'mmdet':
         init_default_scope('mmdet')
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """A test, or a tool that it runs, may set torch's threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 class Golden:

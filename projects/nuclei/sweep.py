@@ -33,18 +33,19 @@ from sweep_scores import read_runs
 from maxq_mm import cli
 from maxq_mm.utils.files import save_text
 
-TRAIN = Path(__file__).parents[2] / 'tools/train.py'
+TOOLS = Path(__file__).parents[2] / 'tools'
 POLL_SECONDS = 2.
 
 
 @dataclass
 class Training:
-    """A run that trains in a process of its own."""
+    """A run that trains in a process of its own; what must be done before, in one before it."""
 
     run: sweep_runs.Run
-    process: subprocess.Popen
+    commands: list[list]  # left to do
     slot: int
     since: float
+    process: subprocess.Popen | None = None
 
 
 class Sweep:
@@ -84,6 +85,9 @@ class Sweep:
                 time.sleep(POLL_SECONDS)
                 for training in list(self.active):
                     ended = training.process.poll() is not None
+                    if ended and training.commands and not training.process.returncode:
+                        self._go_on(training)
+                        ended = False
                     name = training.run.name
                     epoch = self.epochs[name] if ended else self._epoch(training.run)
                     progress.update(bars[name], completed=epoch, visible=not ended)
@@ -117,19 +121,33 @@ class Sweep:
             return
         except (ValueError, cli.InputError):
             pass
-        slot = self.free.pop(0)
+        training = Training(run, self._commands(run), self.free.pop(0), time.monotonic())
+        self._go_on(training)
+        self.active.append(training)
+
+    def _commands(self, run: sweep_runs.Run) -> list[list]:
+        """What is left to do of a run, in order."""
+        folder, config = self.out / run.name, sweep_runs.config_of(run, self.out)
+        train = [TOOLS / 'train.py', config, '--work-dir', folder]
+        checkpoint = sweep_runs.checkpoint_to_resume(run, self.out)
+        if checkpoint is not None:
+            return [[*train, '--resume', checkpoint]]
+        pruned = sweep_runs.pruned_weights(run, self.out)
+        if run.pruned is None or pruned.is_file():
+            return [train]
+        prune = [TOOLS / 'prune.py', config, sweep_runs.trained_weights(run, self.out), pruned,
+                 '--plan', config, '--images', str(run.pruned), '--seed', str(run.seed)]
+        return [prune, train]
+
+    def _go_on(self, training: Training) -> None:
+        """Start the training's next command."""
         env = {**os.environ, 'OMP_NUM_THREADS': str(self.threads)}
         if self.gpus:
-            env['CUDA_VISIBLE_DEVICES'] = self.gpus[slot % len(self.gpus)]
-        with (folder / 'train.log').open('a') as log:
-            command = [sys.executable, TRAIN, sweep_runs.config_of(run, self.out),
-                       '--work-dir', folder]
-            checkpoint = sweep_runs.checkpoint_to_resume(run, self.out)
-            if checkpoint is not None:
-                command += ['--resume', checkpoint]
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env,
-                                       pass_fds=[self.lock.fileno()])
-        self.active.append(Training(run, process, slot, time.monotonic()))
+            env['CUDA_VISIBLE_DEVICES'] = self.gpus[training.slot % len(self.gpus)]
+        with (self.out / training.run.name / 'train.log').open('a') as log:
+            training.process = subprocess.Popen(
+                [sys.executable, *training.commands.pop(0)], stdout=log, stderr=subprocess.STDOUT,
+                env=env, pass_fds=[self.lock.fileno()])
 
     def _finish(self, training: Training) -> None:
         run = training.run

@@ -96,7 +96,9 @@ def page(runs: list[dict], comparison: str, wanted: int, command: str) -> str:
     dense = sorted({run['iterations'] for run in runs if run['method'] == sweep_runs.START})
     begins = sorted({'from scratch' if run['start'] is None else
                      'from the dense weights of its seed, themselves trained for '
-                     f'{_join(dense)} iterations (`{sweep_runs.START}`)' for run in trained})
+                     f'{_join(dense)} iterations (`{sweep_runs.START}`)' + (
+                         '' if run.get('pruned') is None else ', pruned without training')
+                     for run in trained})
     return '\n'.join([
         f'{len(runs)} of {wanted} runs: `{command}`', '',
         f'Every run trained {_join(iterations)} iterations, {" or ".join(begins)}.', '',

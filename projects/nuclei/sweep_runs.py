@@ -10,7 +10,8 @@ A spec is a config file of four settings, with paths relative to it:
 A method is what it changes of the hook's settings, or None for no hook. Each entry of ``runs``
 multiplies out; the order is that of running. With ``options``, an entry changes other settings of
 the config, as ``--cfg-options`` does: ``{'optim_wrapper.optimizer.lr': 1e-3}``. Its methods need
-names of their own. With ``from_scratch=True``, its runs do not begin with the weights of ``start``.
+names of their own. With ``from_scratch=True``, its runs do not begin with the weights of ``start``;
+with ``pruned=16``, they begin with these pruned by tools/prune.py, which looks at 16 images.
 
 A run's settings stand in NAME.py; what training writes is in the folder NAME, with result.json
 once it is finished.
@@ -32,7 +33,7 @@ from maxq_mm.functional.pattern import Pattern
 from maxq_mm.utils.files import save_text
 
 START = 'start'
-_ENTRY = ('methods', 'patterns', 'seeds', 'options', 'from_scratch')
+_ENTRY = ('methods', 'patterns', 'seeds', 'options', 'from_scratch', 'pruned')
 SCORES = ('bbox_mAP', 'segm_mAP')
 
 
@@ -47,6 +48,7 @@ class Run:
     changes: dict | None = None  # of MaxQHook's settings; None: trains without it
     start: str | None = None  # name of the run whose trained weights it starts from
     options: dict | None = None  # changes of the config other than of MaxQHook
+    pruned: int | None = None  # images for pruning the start's weights first; None: as they are
 
     @property
     def name(self) -> str:
@@ -79,8 +81,7 @@ def _multiply(spec: dict, folder: Path) -> list[Run]:
     runs: dict[str, Run] = {}
     for entry in spec['runs']:
         _check_entry(entry)
-        if not isinstance(options := entry.get('options'), dict | None):
-            raise ValueError(f'options {options!r}: a dict of settings')
+        options, pruned = entry.get('options'), entry.get('pruned')
         for seed in entry['seeds']:
             first = Run(START, None, seed, start)
             runs.setdefault(first.name, first)
@@ -89,9 +90,11 @@ def _multiply(spec: dict, folder: Path) -> list[Run]:
                 if method not in methods:
                     raise ValueError(f'method {method!r} of runs is not among methods')
                 changes = methods[method]
+                if changes is None and pruned is not None:
+                    raise ValueError(f'method {method!r} has no pattern to be pruned to')
                 for pattern in [None] if changes is None else entry['patterns']:
                     text = None if pattern is None else str(Pattern.parse(pattern))
-                    run = Run(method, text, seed, config, changes, begin, options)
+                    run = Run(method, text, seed, config, changes, begin, options, pruned)
                     if runs.setdefault(run.name, run) != run:
                         raise ValueError(f'{method!r} and {runs[run.name].method!r} would both be '
                                          f'trained in {run.name}')
@@ -110,6 +113,11 @@ def _check_entry(entry: dict) -> None:
     unknown = sorted(set(entry) - set(_ENTRY))
     if unknown:
         raise ValueError(f'an entry of runs has no {unknown[0]!r}; it takes {", ".join(_ENTRY)}')
+    if not isinstance(options := entry.get('options'), dict | None):
+        raise ValueError(f'options {options!r}: a dict of settings')
+    pruned = entry.get('pruned')
+    if pruned is not None and (type(pruned) is not int or pruned < 1 or entry.get('from_scratch')):
+        raise ValueError(f'pruned {pruned!r}: a number of images, of runs not from_scratch')
     for key in ('methods', 'patterns', 'seeds'):
         if not isinstance(entry.get(key), list | tuple):
             raise ValueError(f'{key} of runs: a list, got {entry.get(key)!r}')
@@ -144,12 +152,18 @@ def configure(run: Run, out: Path, data_root: Path | None) -> Config:
         raise cli.InputError(f'{run.config} has {len(ours)} MaxQHooks, and a sweep changes one')
     cfg.setdefault('randomness', {}).update(seed=run.seed)
     cfg.work_dir = str(out / run.name)
-    cfg.load_from = trained_weights(run, out)
+    cfg.load_from = (trained_weights(run, out) if run.pruned is None
+                     else str(pruned_weights(run, out)))
     return cfg
 
 
+def pruned_weights(run: Run, out: Path) -> Path:
+    """Where the pruned weights are written of a run that starts from such."""
+    return out / run.name / 'pruned.pth'
+
+
 def trained_weights(run: Run, out: Path) -> str | None:
-    """The checkpoint that the run starts from; None if there is none, or none yet."""
+    """The last checkpoint of the run's start; None if there is none, or none yet."""
     if run.start is None or not (out / run.start / 'last_checkpoint').is_file():
         return None
     return find_latest_checkpoint(str(out / run.start))
@@ -264,4 +278,4 @@ def result(run: Run, out: Path) -> dict:
         train=dict(epoch=[round(entry['step'] * epochs / iterations, 3) for entry in train],
                    loss=[round(entry['loss'], 4) for entry in train],
                    dense_fraction=[entry.get('maxq/dense_fraction', 1.) for entry in train]),
-        hook=None if hook is None else hook.to_dict(), options=run.options)
+        hook=None if hook is None else hook.to_dict(), options=run.options, pruned=run.pruned)

@@ -68,7 +68,7 @@ def _agrees(kept: dict, run: sweep_runs.Run) -> bool:
     hook = kept.get('hook') or {}
     return (all(kept[key] == getattr(run, key) for key in ('method', 'pattern', 'seed', 'start'))
             and all(hook.get(key, value) == value for key, value in changes.items())
-            and kept.get('options') == options)
+            and kept.get('options') == options and kept.get('pruned') == run.pruned)
 
 
 def scores_of(runs: list[dict]) -> list[str]:

@@ -23,8 +23,10 @@ custom_hooks = [
 SPEC = """
 start = 'dense.py'
 config = 'maxq.py'
-methods = {'MaxQ': dict(), 'too long': dict(ramp=dict(type='linear', begin=0, end=9))}
-runs = [dict(methods=['too long', 'MaxQ'], patterns=['1:16'], seeds=[4])]
+methods = {'MaxQ': dict(), 'too long': dict(ramp=dict(type='linear', begin=0, end=9)),
+           'pruned first': dict(ramp=None)}
+runs = [dict(methods=['too long', 'MaxQ'], patterns=['1:16'], seeds=[4]),
+        dict(methods=['pruned first'], patterns=['1:16'], seeds=[4], pruned=4)]
 """
 
 
@@ -40,8 +42,8 @@ def test_sweep_from_start_to_table(spec, shapes, tmp_path):
     out = tmp_path / 'runs'
     command = [TOOL, spec, '--out', out, '--data-root', shapes, '--jobs', 2]
     printed = ' '.join(run_tool(*command, code=1).split())
-    assert '3 runs' in printed
-    assert '[2/3] maxq-1x16-seed-4: bbox_mAP' in printed
+    assert '4 runs' in printed
+    assert '/4] maxq-1x16-seed-4: bbox_mAP' in printed
     assert 'too-long-1x16-seed-4 failed: exit code 2' in printed
     assert 'ramp end=9 is too late' in (out / 'too-long-1x16-seed-4/train.log').read_text()
 
@@ -59,11 +61,19 @@ def test_sweep_from_start_to_table(spec, shapes, tmp_path):
     assert start['hook'] is None
     assert start['train']['dense_fraction'] == [1.] * 4
 
+    healed = json.loads((out / 'pruned-first-1x16-seed-4/result.json').read_text())
+    assert (healed['pruned'], result['pruned']) == (4, None)
+    assert healed['train']['dense_fraction'] == [0.] * 4
+    pruned = out / 'pruned-first-1x16-seed-4/pruned.pth'
+    said = (pruned.parent / 'train.log').read_text()
+    assert f'{pruned}: 19 layers pruned, ' in said
+    assert f'Load checkpoint from {pruned}' in said
+
     # What is finished stays, and what ended just before it was remembered.
     folder = out / 'maxq-1x16-seed-4'
     (folder / 'result.json').unlink()
     printed = ' '.join(run_tool(*command, code=1).split())
-    assert '1 finished, 2 to train' in printed
+    assert '2 finished, 2 to train' in printed
     assert json.loads((folder / 'result.json').read_text()) == result
     assert (folder / 'train.log').read_text() == log
 

@@ -97,6 +97,14 @@ def test_from_scratch(write, tmp_path):
     assert sweep_runs.configure(ste, tmp_path, None).load_from is None
 
 
+def test_pruned_first(write, tmp_path):
+    *_, run = sweep_runs.read_spec(write([
+        dict(methods=['STE'], patterns=['2:4'], seeds=[0], pruned=16)]))
+    assert (run.pruned, run.start) == (16, 'start-seed-0')
+    loaded = sweep_runs.configure(run, tmp_path, None).load_from
+    assert loaded == str(tmp_path / 'ste-2x4-seed-0/pruned.pth')
+
+
 def test_what_is_known_elsewhere_is_left_out(write):
     runs = sweep_runs.read_spec(write([
         dict(methods=['STE', 'MaxQ'], patterns=['2:4'], seeds=[0, 1])]))
@@ -134,6 +142,11 @@ def test_options_that_do_not_fit(write, tmp_path):
     ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=['x'])], HEAD + METHODS, "got 'x'"),
     ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[-1])], HEAD + METHODS, 'got -1'),
     ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0.5])], HEAD + METHODS, 'got 0.5'),
+    ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0], pruned=0)], HEAD + METHODS, 'pruned 0'),
+    ([dict(methods=['dense'], patterns=[], seeds=[0], pruned=8)], HEAD + METHODS,
+     "'dense' has no pattern to be pruned to"),
+    ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0], pruned=8, from_scratch=True)],
+     HEAD + METHODS, 'of runs not from_scratch'),
     ([dict(methods=['MaxQ'], patterns=['2:4'], seeds=[0], option={})], HEAD + METHODS,
      "no 'option'; it takes methods"),
     ([], HEAD + METHODS, 'no run'),

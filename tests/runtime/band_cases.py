@@ -127,29 +127,25 @@ def check(seed: int, programs: int, int8: bool = False) -> None:
     """Each on memory that holds anything before, with some threads and sizes of bands."""
     torch.manual_seed(seed)
     choose = random.Random(seed)
-    before = torch.get_num_threads()
     banded = rings = 0
-    try:
-        for case in range(programs):
-            size = choose.randint(9, 60), choose.randint(9, 60)
-            program = _Builder(choose, int8, size).program
-            x = torch.randn(choose.choice((1, 1, 2, 3)), 16, *size)
-            expected = program(x)
-            for _ in range(3):
-                torch.set_num_threads(choose.choice((1, 3)))
-                program._forget()
-                band = choose.choice((2, 9, 40))
-                with in_bands(choose.choice((1, 20)) << 10, band << 10):
-                    program(x)
-                    for memory in program._memory:
-                        memory.fill_(255)
-                    found = program(x)
-                plan, = program._plans.values()
-                banded += len(plan.steps) > len(plan.ops)
-                rings += any(op.out.ring > 0 for op in plan.ops)
-                for one, other in zip(found, expected, strict=True):
-                    assert one.numpy().tobytes() == other.numpy().tobytes(), (seed, case, band)
-    finally:
-        torch.set_num_threads(before)
+    for case in range(programs):
+        size = choose.randint(9, 60), choose.randint(9, 60)
+        program = _Builder(choose, int8, size).program
+        x = torch.randn(choose.choice((1, 1, 2, 3)), 16, *size)
+        expected = program(x)
+        for _ in range(3):
+            torch.set_num_threads(choose.choice((1, 3)))
+            program._forget()
+            band = choose.choice((2, 9, 40))
+            with in_bands(choose.choice((1, 20)) << 10, band << 10):
+                program(x)
+                for memory in program._memory:
+                    memory.fill_(255)
+                found = program(x)
+            plan, = program._plans.values()
+            banded += len(plan.steps) > len(plan.ops)
+            rings += any(op.out.ring > 0 for op in plan.ops)
+            for one, other in zip(found, expected, strict=True):
+                assert one.numpy().tobytes() == other.numpy().tobytes(), (seed, case, band)
     assert banded > programs
     assert plan.library.kernels.lanes_are != 'pixels' or rings > programs

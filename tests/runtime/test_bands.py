@@ -18,10 +18,7 @@ pytestmark = needs_kernels
 @pytest.fixture(autouse=True)
 def one_thread():
     """Bands grow with their number."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize('seed', range(3))

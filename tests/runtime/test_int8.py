@@ -33,22 +33,14 @@ def test_what_is_no_layer(seed):
 @needs_int8
 @pytest.mark.parametrize('threads', [1, 3])
 def test_large_results(threads):
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        check_large_results(threads)
-    finally:
-        torch.set_num_threads(before)
+    check_large_results(threads)
 
 
 @needs_int8
 @pytest.mark.parametrize('threads', [1, 3])
 def test_a_network_is_its_operators(threads):
-    before = torch.get_num_threads()
-    try:
-        check_network(threads)
-    finally:
-        torch.set_num_threads(before)
+    check_network(threads)
 
 
 @needs_int8

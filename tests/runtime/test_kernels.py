@@ -50,11 +50,7 @@ def test_any_layer(seed):
 @needs_kernels
 @pytest.mark.parametrize('threads', [1, 3])
 def test_a_network_at_several_sizes(threads):
-    before = torch.get_num_threads()
-    try:
-        check_network(threads)
-    finally:
-        torch.set_num_threads(before)
+    check_network(threads)
 
 
 @pytest.mark.parametrize('name', [name for name in KERNELS if name != 'avx512-amx'])
@@ -139,18 +135,14 @@ def test_under_the_address_sanitizer(tmp_path):
 
 @needs_kernels
 def test_several_callers_at_once():
-    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        program, reference = residual_network('1:4')
-        inputs = [torch.randn(1, 3, 24 + 4 * i, 40) for i in range(8)]
-        with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda x: program(x), inputs * 4))
-        for x, results in zip(inputs * 4, found, strict=True):
-            for one, expected in zip(results, reference(x), strict=True):
-                close(one, expected)
-    finally:
-        torch.set_num_threads(before)
+    program, reference = residual_network('1:4')
+    inputs = [torch.randn(1, 3, 24 + 4 * i, 40) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: program(x), inputs * 4))
+    for x, results in zip(inputs * 4, found, strict=True):
+        for one, expected in zip(results, reference(x), strict=True):
+            close(one, expected)
 
 
 @needs_kernels

@@ -23,12 +23,8 @@ from .test_kernels import needs_kernels
 @needs_kernels
 @pytest.mark.parametrize(('seed', 'threads'), [(0, 1), (1, 3)])
 def test_random_cases(seed, threads):
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        check(seed, 20)
-    finally:
-        torch.set_num_threads(before)
+    check(seed, 20)
 
 
 @needs_kernels
