@@ -1,10 +1,11 @@
 """Choose a pattern for each layer of a trained dense detector, without training.
 
     python tools/allocate.py CONFIG CHECKPOINT OUT.py --budget 0.25 [--cost macs|bytes|ms]
-                             [--patterns N:M ...] [--images 64] [--plot OUT.png]
+                             [--patterns N:M ...] [--images 64] [--pruned OUT.pth] [--plot OUT.png]
 
 Writes OUT.py, the config with a MaxQHook whose overrides are the plan and with the checkpoint to
-start from, ready for train.py; prune.py prunes by it without training.
+start from, ready for train.py. That is CHECKPOINT, which a ramp prunes, or, with --pruned, OUT.pth:
+CHECKPOINT pruned by the plan, as prune.py does.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from maxq_mm import cli
 from maxq_mm.allocation import Plan, allocate
 from maxq_mm.allocation.allocate import PATTERNS
 from maxq_mm.allocation.costs import KINDS
+from maxq_mm.allocation.prune import prune, pruned_checkpoint
 from maxq_mm.cli.calibration import add_image_arguments, images, read_dense
 from maxq_mm.utils.files import save_text
 
@@ -36,6 +38,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--exclude', nargs='+', default=(), metavar='NAME',
                         help='prefixes to leave dense')
     add_image_arguments(parser)
+    parser.add_argument('--pruned', type=Path, metavar='OUT.pth',
+                        help='also prune by the plan without training, write that here, and let '
+                        'OUT.py start from it, without a ramp')
     parser.add_argument('--plot', type=Path, metavar='OUT.png', help='picture to write')
     parser.add_argument('--json', type=Path, metavar='OUT', help='also write everything here')
     args = parser.parse_args()
@@ -43,12 +48,16 @@ def parse_args() -> argparse.Namespace:
         raise cli.InputError(f'OUT must end with .py, got {args.out}')
     if not 0 < args.budget < 1:
         raise cli.InputError(f'--budget must be a share in (0, 1), got {args.budget:g}')
-    cli.check_outputs(args.out, args.json, args.plot, inputs=[args.config, args.checkpoint])
+    cli.check_outputs(args.out, args.json, args.plot, args.pruned,
+                      inputs=[args.config, args.checkpoint])
     return args
 
 
-def planned(cfg: Config, plan: Plan, checkpoint: Path) -> Config:
-    """``cfg`` with the plan in its MaxQHook; it gets one if it has none."""
+def planned(cfg: Config, plan: Plan, dense: Path, pruned: Path | None = None) -> Config:
+    """``cfg`` with the plan in its MaxQHook; it gets one if it has none.
+
+    Starts from the ``dense`` checkpoint, or from the ``pruned`` one, which needs no ramp.
+    """
     hooks = cfg.setdefault('custom_hooks', [])
     hook = next(iter(cli.maxq_hooks(cfg)), None)
     if hook is None:
@@ -57,10 +66,12 @@ def planned(cfg: Config, plan: Plan, checkpoint: Path) -> Config:
     sparse = [pattern for pattern in plan.patterns.values() if pattern]
     hook.update(pattern=max(set(sparse), key=sparse.count), include=(), exclude=(),
                 overrides=plan.overrides)
+    if pruned is not None:
+        hook.update(ramp=None)
     imports = cfg.setdefault('custom_imports', dict(imports=[]))
     imports.update(imports=list(dict.fromkeys((*imports.get('imports', ()), 'maxq_mm'))),
                    allow_failed_imports=False)
-    cfg.update(custom_hooks=hooks, custom_imports=imports, load_from=str(checkpoint))
+    cfg.update(custom_hooks=hooks, custom_imports=imports, load_from=str(pruned or dense))
     return cfg
 
 
@@ -86,14 +97,20 @@ def main() -> None:
     cfg = cli.read_config(args)
     checkpoint = read_dense(args.checkpoint)
     model = cli.load_model(cfg, checkpoint, args.checkpoint).to(args.device)
-    plan = allocate(model, images(cfg, args), args.patterns, args.budget, args.cost,
+    data = images(cfg, args)
+    plan = allocate(model, data, args.patterns, args.budget, args.cost,
                     include=args.include, exclude=args.exclude, seed=args.seed, progress=True)
     print(plan)
     if not any(plan.patterns.values()):
         raise cli.InputError(f'--budget {args.budget:g} leaves every layer dense: nothing to train')
+    if args.pruned is not None:
+        patterns = {name: pattern for name, pattern in plan.patterns.items() if pattern}
+        prune(model, data, patterns, seed=args.seed, progress=True)
+        cli.write_checkpoint(pruned_checkpoint(model.cpu(), patterns, checkpoint.get('meta', {})),
+                             args.pruned)
     comment = ''.join(f'# {line}\n' for line in str(plan).splitlines())
     with cli.writing(args.out):
-        save_text(comment + planned(cfg, plan, args.checkpoint).pretty_text, args.out)
+        save_text(comment + planned(cfg, plan, args.checkpoint, args.pruned).pretty_text, args.out)
     if args.json is not None:
         cli.write_json(as_dict(plan), args.json)
     if args.plot is not None:

@@ -108,11 +108,18 @@ def test_folder_of_images_without_annotations(dense, common, shapes, tmp_path):
     assert [one['inputs'].shape for one in found] == [(3, 128, 128)] * 3
     assert 'gt_instances' not in found[0]['data_samples'] or not len(
         found[0]['data_samples'].gt_instances)
-    out = tmp_path / 'plan.py'
+    out, pruned = tmp_path / 'plan.py', tmp_path / 'new/pruned.pth'
     run_tool('tools/allocate.py', DENSE, dense, out, '--budget', '0.5', '--cost', 'bytes',
-             '--patterns', '1:4', '--image-dir', shapes / 'val', *common)
-    hook = next(h for h in Config.fromfile(out).custom_hooks if h.type == 'MaxQHook')
+             '--patterns', '1:4', '--image-dir', shapes / 'val', '--pruned', pruned, *common)
+    cfg = Config.fromfile(out)
+    hook = next(h for h in cfg.custom_hooks if h.type == 'MaxQHook')
     assert set(hook.overrides.values()) == {None, '1:4'}
+    assert (hook.ramp, cfg.load_from) == (None, str(pruned))
+    checkpoint = load_file(pruned)
+    sparse = layer_patterns(checkpoint)
+    assert overrides(sparse) == {key: pattern for key, pattern in hook.overrides.items() if pattern}
+    assert all(satisfies(checkpoint['state_dict'][f'{name}.weight'], pattern)
+               for name, pattern in sparse.items())
 
 
 @pytest.mark.parametrize(('arguments', 'named'), [

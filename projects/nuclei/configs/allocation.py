@@ -3,6 +3,7 @@
 Needs the plan of each seed's dense detector: allocation_starts.py trains these, and
 projects/nuclei/allocation_evidence.py writes their plans to results/nuclei_allocation/seed-N.json.
 A seed without such a file is left out. 1:4 and 1:8 stand for a quarter and an eighth of the MACs.
+"Pruned first" starts from what tools/prune.py makes of the dense detector by the same patterns.
 """
 import json
 from pathlib import Path
@@ -14,13 +15,15 @@ everywhere = dict(include=(), predictors=True)
 methods = {
     'dense, lr 1e-3': None,
     'plan': everywhere,
+    'plan, pruned first': dict(everywhere, ramp=None),
     'uniform': everywhere,
     'uniform, predictors dense': dict(include=()),
+    'uniform, pruned first': dict(include=(), ramp=None),
 }
 found = Path('{{ fileDirname }}').parent / 'results/nuclei_allocation'
 runs, uniform = [], []
 rate = {'optim_wrapper.optimizer.lr': 1e-3}
-for seed in range(5):
+for seed in range(6):
     file = found / f'seed-{seed}.json'
     if not file.is_file():
         continue
@@ -29,11 +32,13 @@ for seed in range(5):
         overrides = {f'^{name.replace(".", "[.]")}$': value
                      for name, value in plans[budget]['plan']['patterns'].items()}
         common = dict(patterns=[pattern], seeds=[seed])
+        planned = dict(common, options={**rate, 'custom_hooks.0.overrides': overrides})
         runs += [
-            dict(common, methods=['plan'],
-                 options={**rate, 'custom_hooks.0.overrides': overrides}),
-            dict(common, methods=['uniform, predictors dense'], options=rate)]
+            dict(planned, methods=['plan']),
+            dict(planned, methods=['plan, pruned first'], pruned=16),
+            dict(common, methods=['uniform, predictors dense'], options=rate),
+            dict(common, methods=['uniform, pruned first'], options=rate, pruned=16)]
         uniform.append(dict(common, methods=['uniform'], options=rate))
     runs.append(dict(patterns=[], seeds=[seed], methods=['dense, lr 1e-3'], options=rate))
 runs += uniform  # what is worth least comes last
-del Path, found, file, plans, rate, common, overrides, budget, pattern, seed, uniform
+del Path, found, file, plans, rate, common, planned, overrides, budget, pattern, seed, uniform
