@@ -103,7 +103,7 @@ def chosen_rates(chosen: Sequence[tuple[Grid, Choice]]) -> list[dict]:
     best = [(grid, grid.runs[choice.best][0]) for grid, choice in chosen
             if choice.best is not None]
     return [dict(method=grid.method, pattern=grid.pattern, changes=run.changes,
-                 options=run.options) for grid, run in best]
+                 options=run.options, pruned=run.pruned) for grid, run in best]
 
 
 def page(text: str, wanted: Sequence[sweep_runs.Run], finished: Sequence[dict],

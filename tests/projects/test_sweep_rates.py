@@ -28,7 +28,7 @@ def finished(run, bbox, segm=0.):
                 scores=dict(bbox_mAP=bbox, segm_mAP=segm),
                 curve=dict(epoch=[2], bbox_mAP=[bbox], segm_mAP=[segm]),
                 train=dict(epoch=[2.], loss=[2.], dense_fraction=[0.]), hook=None,
-                options=run.options)
+                options=run.options, pruned=run.pruned)
 
 
 def chosen(*scores, seeds=(0, )):
@@ -88,10 +88,12 @@ def test_names_that_say_another_rate():
 def test_grids_of_the_project():
     grids = sweep_rates.grids(sweep_runs.read_spec(SPEC))
     sparse = ('SR-STE', 'MaxQ', 'filter query', 'fading', 'STE')
+    healed = ('SR-STE, pruned first', 'MaxQ, pruned first')
     assert [(grid.method, grid.pattern) for grid in grids] == [
         (f'{method}, {optimizer}', pattern) for optimizer in ('AdamW', 'SGD')
         for method, pattern in (*((method, '1:16') for method in sparse), ('dense', None),
-                                *((method, '1:8') for method in sparse))]
+                                *((method, '1:16') for method in healed),
+                                *((method, '1:8') for method in sparse + healed))]
     assert all(len(grid.runs) == 5 for grid in grids)
     assert {run.seed for grid in grids for runs in grid.runs.values() for run in runs} == {0}
 
@@ -110,7 +112,7 @@ def test_from_rates_to_the_runs_of_the_comparison(tmp_path):
     with pytest.raises(cli.InputError, match='asks for no run'):
         sweep_runs.read_spec(folder / 'fair.py')  # no rates yet
     best = {'SR-STE, AdamW': .002, 'MaxQ, AdamW': .0005, 'dense, AdamW': .001, 'STE, SGD': .02,
-            'fading, AdamW': .004}
+            'fading, AdamW': .004, 'MaxQ, pruned first, AdamW': .001}
     runs = [finished(run, .3 if f'{method}, lr {best[method]:g}' == run.method else .2)
             for run in sweep_runs.read_spec(folder / 'fair_rates.py') if run.method != 'start'
             for method in best if run.method.startswith(method) and run.pattern != '1:8']
@@ -129,15 +131,16 @@ def test_from_rates_to_the_runs_of_the_comparison(tmp_path):
     made = [run for run in sweep_runs.read_spec(folder / 'fair.py') if run.method != 'start']
     assert {run.method for run in made} == set(best) - {'fading, AdamW'}
     assert {run.seed for run in made} == {1, 2, 3, 4, 5}
-    assert len(made) == 4 * 5
+    assert len(made) == 5 * 5
     assert [run.method for run in made if run.seed == 3] == [
-        'SR-STE, AdamW', 'MaxQ, AdamW', 'dense, AdamW', 'STE, SGD']
+        'SR-STE, AdamW', 'MaxQ, AdamW', 'dense, AdamW', 'MaxQ, pruned first, AdamW', 'STE, SGD']
     for run in made:
         assert run.pattern == (None if run.method == 'dense, AdamW' else '1:16')
         cfg = sweep_runs.configure(run, tmp_path, None)
         sweep_runs.check_method(run, cfg)
         assert cfg.optim_wrapper.optimizer.lr == best[run.method]
-        assert cfg.optim_wrapper.optimizer.type == run.method.split(', ')[1]
+        assert cfg.optim_wrapper.optimizer.type == run.method.split(', ')[-1]
+        assert run.pruned == (16 if 'pruned first' in run.method else None)
     ste = next(hook for hook in cfg.custom_hooks if hook['type'] == 'MaxQHook')
     assert (ste['axes'], ste['ramp'], ste['decay'], ste['include']) == ([], None, 0., [])
 

@@ -13,7 +13,7 @@ file = Path('{{ fileDirname }}').parent / 'results/nuclei_fair_rates/rates.json'
 found = json.loads(file.read_text()) if file.is_file() else []
 methods = {best['method']: best['changes'] for best in found}
 runs = [dict(methods=[best['method']], patterns=[best['pattern'] or pattern], seeds=[seed],
-             options=best['options'])
+             options=best['options'], pruned=best['pruned'])
         for optimizer in ('AdamW', 'SGD') for pattern in ('1:16', '1:8')
         for seed in (1, 2, 3, 4, 5) for best in found
         if best['method'].endswith(optimizer) and best['pattern'] in (None, pattern)]

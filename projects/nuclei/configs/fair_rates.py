@@ -1,7 +1,8 @@
 """Each method at each learning rate of a grid, with AdamW and SGD: fair.py takes the best ones.
 
 All layers but the predicting ones are sparse. Seed 0 chooses; fair.py reports other seeds. In order
-of worth; a method whose best rate is at an edge of its grid needs another rate beyond it.
+of worth; a method whose best rate is at an edge of its grid needs another rate beyond it. "Pruned
+first" starts from what tools/prune.py makes of the dense detector, and so without a ramp.
 """
 start = 'dense_mask_rcnn_r18.py'
 config = 'maxq_mask_rcnn_r18.py'
@@ -17,6 +18,10 @@ changes = {
     'STE': dict(plain, decay=0.),
     'dense': None,
 }
+pruned_first = {
+    'SR-STE, pruned first': plain,
+    'MaxQ, pruned first': dict(everywhere, ramp=None),
+}
 optimizers = {  # settings, and a grid whose middle comes first
     'AdamW': (dict(type='AdamW', weight_decay=1e-2), (1e-3, 2e-3, 5e-4, 4e-3, 2.5e-4)),
     'SGD': (dict(type='SGD', momentum=0.9, weight_decay=1e-4), (0.02, 0.04, 0.01, 0.08, 0.005)),
@@ -25,10 +30,12 @@ methods, runs = {}, []
 for optimizer, (settings, rates) in optimizers.items():
     for pattern in ('1:16', '1:8'):
         for rate in rates:
-            names = [f'{method}, {optimizer}, lr {rate:g}' for method in changes]
-            methods.update(zip(names, changes.values(), strict=True))
-            runs.append(dict(
-                methods=names, patterns=[pattern], seeds=[0],
-                options={f'optim_wrapper.optimizer.{key}': value
-                         for key, value in dict(settings, lr=rate).items()}))
-del changes, optimizers, optimizer, settings, rates, pattern, rate, names
+            options = {f'optim_wrapper.optimizer.{key}': value
+                       for key, value in dict(settings, lr=rate).items()}
+            for group, images in ((changes, None), (pruned_first, 16)):
+                names = [f'{method}, {optimizer}, lr {rate:g}' for method in group]
+                methods.update(zip(names, group.values(), strict=True))
+                runs.append(dict(methods=names, patterns=[pattern], seeds=[0], options=options,
+                                 pruned=images))
+del changes, pruned_first, optimizers, optimizer, settings, rates, pattern, rate, options
+del group, images, names
