@@ -49,7 +49,8 @@ def _threads_as_before() -> Iterator[None]:
     """A test, or a tool that it runs, may set torch's threads."""
     before = torch.get_num_threads()
     yield
-    torch.set_num_threads(before)
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 class Golden:
