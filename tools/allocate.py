@@ -2,24 +2,30 @@
 
     python tools/allocate.py CONFIG CHECKPOINT OUT.py --budget 0.25 [--cost macs|bytes|ms]
                              [--patterns N:M ...] [--images 64] [--pruned OUT.pth] [--plot OUT.png]
+                             [--json OUT] [--measured JSON]
 
 Writes OUT.py, the config with a MaxQHook whose overrides are the plan and with the checkpoint to
 start from, ready for train.py. That is CHECKPOINT, which a ramp prunes, or, with --pruned, OUT.pth:
-CHECKPOINT pruned by the plan, as prune.py does.
+CHECKPOINT pruned by the plan, as prune.py does. --measured takes what --json has written of the
+same CHECKPOINT, and so gives the plan of another budget at once.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from mmengine.config import Config
+from torch import nn
 
 from maxq_mm import cli
 from maxq_mm.allocation import Plan, allocate
-from maxq_mm.allocation.allocate import PATTERNS
+from maxq_mm.allocation.allocate import PATTERNS, find_candidates
 from maxq_mm.allocation.costs import KINDS
 from maxq_mm.allocation.prune import prune, pruned_checkpoint
 from maxq_mm.cli.calibration import add_image_arguments, images, read_dense
 from maxq_mm.utils.files import save_text
+
+_MEASURED = 'cost', 'patterns', 'include', 'exclude'
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,13 +49,21 @@ def parse_args() -> argparse.Namespace:
                         'OUT.py start from it, without a ramp')
     parser.add_argument('--plot', type=Path, metavar='OUT.png', help='picture to write')
     parser.add_argument('--json', type=Path, metavar='OUT', help='also write everything here')
+    parser.add_argument('--measured', type=Path, metavar='JSON',
+                        help='choose from what --json has written of the same checkpoint: '
+                        'another budget without measuring again')
     args = parser.parse_args()
     if args.out.suffix != '.py':
         raise cli.InputError(f'OUT must end with .py, got {args.out}')
+    if args.measured is not None:
+        given = next((name for name in _MEASURED if getattr(args, name)
+                      != parser.get_default(name)), None)
+        if given is not None:
+            raise cli.InputError(f'--{given} is what --measured has been measured with')
     if not 0 < args.budget < 1:
         raise cli.InputError(f'--budget must be a share in (0, 1), got {args.budget:g}')
     cli.check_outputs(args.out, args.json, args.plot, args.pruned,
-                      inputs=[args.config, args.checkpoint])
+                      inputs=[args.config, args.checkpoint, args.measured])
     return args
 
 
@@ -83,12 +97,27 @@ def ramp(cfg: Config) -> dict | None:
     return dict(type='cubic', begin=0, end=end, by_epoch=by_epoch) if end else None
 
 
-def as_dict(plan: Plan) -> dict:
-    return dict(kind=plan.kind, budget=plan.budget, share=plan.share, cost=plan.cost,
-                dense_cost=plan.dense_cost, distortion=plan.distortion, patterns=plan.patterns,
-                costs={choice.name: choice.cost for choice in plan.choices},
-                distortions={name: dict(row) for name, row in plan.table.items()},
-                curve=plan.curve)
+def measured(path: Path, model: nn.Module) -> Plan:
+    """The plan that --json wrote for ``model``.
+
+    Raises:
+        InputError: no such file, another content, or another network's.
+    """
+    if not path.is_file():
+        raise cli.InputError(f'--measured: file not found: {path}')
+    try:
+        plan = Plan.from_dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise cli.InputError(f'--measured {path}: not what --json writes '
+                             f'({cli.first_line(error)})') from error
+    fitting = find_candidates(model, list(dict.fromkeys(
+        text for row in plan.table.values() for text in row)))
+    for name, row in plan.table.items():
+        strange = set(row) - set(map(str, fitting.get(name, ())))
+        if strange:
+            raise cli.InputError(f'--measured {path} is of another network: no {name} here that '
+                                 f'can be {min(strange)}')
+    return plan
 
 
 def main() -> None:
@@ -97,9 +126,12 @@ def main() -> None:
     cfg = cli.read_config(args)
     checkpoint = read_dense(args.checkpoint)
     model = cli.load_model(cfg, checkpoint, args.checkpoint).to(args.device)
-    data = images(cfg, args)
-    plan = allocate(model, data, args.patterns, args.budget, args.cost,
-                    include=args.include, exclude=args.exclude, seed=args.seed, progress=True)
+    data = images(cfg, args) if args.measured is None or args.pruned is not None else []
+    if args.measured is None:
+        plan = allocate(model, data, args.patterns, args.budget, args.cost,
+                        include=args.include, exclude=args.exclude, seed=args.seed, progress=True)
+    else:
+        plan = measured(args.measured, model).at(args.budget)
     print(plan)
     if not any(plan.patterns.values()):
         raise cli.InputError(f'--budget {args.budget:g} leaves every layer dense: nothing to train')
@@ -112,7 +144,7 @@ def main() -> None:
     with cli.writing(args.out):
         save_text(comment + planned(cfg, plan, args.checkpoint, args.pruned).pretty_text, args.out)
     if args.json is not None:
-        cli.write_json(as_dict(plan), args.json)
+        cli.write_json(plan.as_dict(), args.json)
     if args.plot is not None:
         from maxq_mm.allocation.figure import draw
         from maxq_mm.engine.figure import save

@@ -209,13 +209,17 @@ def compare(args: argparse.Namespace) -> list[dict]:
         for data in batches:
             model.test_step(data)
 
+    def an_image(seconds: float) -> float:
+        return 1000 * seconds / len(batches)
+
     seconds = alternate(
         {variant.name: partial(detect, variant.model) for variant in found}, args.repeat, CPU,
         lambda turns: track(turns, 'turns', console=Console(stderr=True)))
     return [dict(
         network=variant.network, runtime=variant.runtime,
         **{score: scores[variant.name].get(f'coco/{score}') for score in SCORES},
-        latency_ms=1000 * timing['median_s'] / len(batches), ratio=timing['ratio'],
+        latency_ms=an_image(timing['median_s']), latency_low_ms=an_image(timing['low_s']),
+        latency_high_ms=an_image(timing['high_s']), ratio=timing['ratio'],
         ratio_low=timing['ratio_low'], ratio_high=timing['ratio_high'],
         size_mib=variant.file.stat().st_size / MIB)
         for variant, timing in zip(found, summarize(seconds, found[0].name), strict=True)]
@@ -231,9 +235,12 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     rows = compare(args)
     print(table(
-        ('network', 'runtime', 'bbox mAP', 'segm mAP', 'ms', 'of the first', 'MiB'),
+        ('network', 'runtime', 'bbox mAP', 'segm mAP', 'ms', 'least to most', 'of the first',
+         'MiB'),
         [(row['network'], row['runtime'], text(row['bbox_mAP']), text(row['segm_mAP']),
-          f'{row["latency_ms"]:.1f}', f'{row["ratio"]:.2f}', f'{row["size_mib"]:.2f}')
+          f'{row["latency_ms"]:.1f}',
+          f'{row["latency_low_ms"]:.1f} to {row["latency_high_ms"]:.1f}',
+          f'{row["ratio"]:.2f}', f'{row["size_mib"]:.2f}')
          for row in rows]))
     if args.json is not None:
         cli.write_json(dict(machine=machine(CPU), images=args.images, repeat=args.repeat,

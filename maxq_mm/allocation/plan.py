@@ -12,6 +12,7 @@ from ..utils.tables import table
 # Costs are added up in units of this share of the dense cost, each rounded up.
 UNITS = 1 << 14
 DENSE = Pattern(1, 1)
+_DENSE = 'dense'
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Plan:
         curve: (share of the dense cost, least predicted distortion) of all budgets at which
             something changes, the dearest last.
         table: predicted distortion by layer and pattern, of all candidates.
+        costs: the same of their cost, ``'dense'`` before the patterns.
     """
 
     choices: tuple[Choice, ...]
@@ -46,6 +48,7 @@ class Plan:
     budget: float
     curve: tuple[tuple[float, float], ...]
     table: Mapping[str, Mapping[str, float]]
+    costs: Mapping[str, Mapping[str, int]]
 
     @property
     def patterns(self) -> dict[str, str | None]:
@@ -75,8 +78,40 @@ class Plan:
         """Predicted distortion: the sum over layers."""
         return sum(choice.distortion for choice in self.choices)
 
+    def at(self, budget: float) -> 'Plan':
+        """The plan of another budget, from what was measured for this one.
+
+        Raises:
+            InputError: a budget outside of (0, 1], or below what the sparsest candidates cost.
+        """
+        candidates = {name: [DENSE, *map(Pattern.parse, row)] for name, row in self.table.items()}
+        costs = {name: list(self.costs[name].values()) for name in candidates}
+        distortions = {name: [0., *row.values()] for name, row in self.table.items()}
+        return make_plan(self.kind, candidates, costs, distortions, budget)
+
+    def as_dict(self) -> dict:
+        """Plain values: what was measured, and what was chosen."""
+        return dict(kind=self.kind, budget=self.budget, share=self.share, cost=self.cost,
+                    dense_cost=self.dense_cost, distortion=self.distortion,
+                    patterns=self.patterns, curve=self.curve,
+                    costs={name: dict(row) for name, row in self.costs.items()},
+                    distortions={name: dict(row) for name, row in self.table.items()})
+
+    @classmethod
+    def from_dict(cls, plain: Mapping) -> 'Plan':
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            TypeError, KeyError, ValueError, AttributeError: what it can never have made.
+        """
+        table = {name: {str(Pattern.parse(text)): float(value) for text, value in row.items()}
+                 for name, row in plain['distortions'].items()}
+        costs = {name: {text: int(plain['costs'][name][text]) for text in (_DENSE, *row)}
+                 for name, row in table.items()}
+        return cls((), plain['kind'], 1, (), table, costs).at(plain['budget'])
+
     def __str__(self) -> str:
-        rows = [(choice.name, choice.pattern or 'dense', f'{choice.cost / self.cost:.1%}',
+        rows = [(choice.name, choice.pattern or _DENSE, f'{choice.cost / self.cost:.1%}',
                  f'{choice.cost / choice.dense_cost:.3f}', f'{choice.distortion:.2e}')
                 for choice in self.choices]
         head = ('layer', 'pattern', f'of the {self.kind}', 'kept', 'distortion')
@@ -174,4 +209,6 @@ def make_plan(kind: str, candidates: Mapping[str, Sequence[Pattern]],
                               float(distortions[name][number])))
     every = {name: {str(pattern): float(value) for pattern, value in zip(
         patterns[1:], distortions[name][1:], strict=True)} for name, patterns in candidates.items()}
-    return Plan(tuple(choices), kind, budget, tuple(curve), every)
+    prices = {name: dict(zip((_DENSE, *every[name]), costs[name], strict=True))
+              for name in candidates}
+    return Plan(tuple(choices), kind, budget, tuple(curve), every, prices)

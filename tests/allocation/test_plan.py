@@ -1,9 +1,10 @@
 import itertools
+import json
 import random
 
 import pytest
 
-from maxq_mm.allocation.plan import UNITS, check_affordable, make_plan, solve
+from maxq_mm.allocation.plan import UNITS, Plan, check_affordable, make_plan, solve
 from maxq_mm.functional.pattern import Pattern
 from maxq_mm.utils.errors import InputError
 
@@ -93,3 +94,20 @@ def test_plan_says_what_it_is():
     assert plan.table == {'a.b': {'2:4': 1., '1:4': 3.}, 'c': {'2:4': 5.}}
     assert plan.curve == ((35 / 120, 8.), (45 / 120, 3.), (70 / 120, 1.), (1., 0.))
     assert '37.50% of the macs of 2 layers (budget 40.00%), predicted distortion 3' in str(plan)
+
+
+def test_another_budget_from_what_was_measured():
+    patterns = [Pattern(1, 1), Pattern(2, 4), Pattern(1, 4)]
+    costs, distortions = some(6, 10**6, 3)
+    given = dict.fromkeys(costs, patterns)
+    costs, distortions = ({name: row[:3] for name, row in table.items()}
+                          for table in (costs, distortions))
+    plan = make_plan('bytes', given, costs, distortions, 0.9)
+    for budget in (0.6, 1):
+        other = make_plan('bytes', given, costs, distortions, budget)
+        assert plan.at(budget) == other
+        read = Plan.from_dict(json.loads(json.dumps(plan.as_dict())))
+        assert read == plan
+        assert read.at(budget) == other
+    with pytest.raises(InputError, match='budget 0.0001 is too small'):
+        plan.at(0.0001)

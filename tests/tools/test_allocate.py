@@ -58,6 +58,35 @@ def test_plan(planned, dense):
     assert out.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_another_budget_without_measuring(planned, dense, shapes, tmp_path):
+    file, other = planned[0].with_suffix('.json'), tmp_path / 'half.json'
+    text = run_tool('tools/allocate.py', DENSE, dense, tmp_path / 'half.py', '--budget', '0.5',
+                    '--measured', file, '--json', other)  # no data
+    assert '(budget 50.00%), predicted distortion' in text
+    quarter, half = (json.loads(path.read_text()) for path in (file, other))
+    assert all(half[key] == quarter[key] for key in ('distortions', 'costs', 'curve', 'kind'))
+    assert quarter['share'] < half['share'] <= 0.5
+    assert half['distortion'] < quarter['distortion']
+
+
+def test_measurements_refused(refuse, planned, dense, tmp_path):
+    plan = json.loads(planned[0].with_suffix('.json').read_text())
+    first = next(iter(plan['patterns']))
+    for text, named in (('{}', "not what --json writes ('distortions')"),
+                        ('plan', 'not what --json writes (Expecting value'),
+                        (json.dumps(plan).replace(first, 'backbone.gone'),
+                         'is of another network: no backbone.gone here that can be 1:16')):
+        file = tmp_path / 'measured.json'
+        file.write_text(text)
+        assert named in refuse('allocate.py', DENSE, dense, tmp_path / 'plan.py', '--budget', '0.5',
+                               '--measured', file)
+    for options, named in ((['--cost', 'bytes'], '--cost is what --measured has been measured'),
+                           ([], '--measured: file not found: gone.json')):
+        assert named in refuse('allocate.py', DENSE, dense, tmp_path / 'plan.py', '--budget', '0.5',
+                               '--measured', 'gone.json', *options)
+    assert [path.name for path in tmp_path.iterdir()] == ['measured.json']
+
+
 def test_training_by_the_plan(planned, dense, tmp_path):
     out, _ = planned
     log = run_tool('tools/train.py', out, '--work-dir', tmp_path)
