@@ -18,7 +18,7 @@ from .moments import Moments
 
 SALIENCIES = ('magnitude', 'second-order')
 DAMPING = 1e-2  # in units of the mean of the Gram matrix's diagonal
-_ITERATIONS = 200
+_TRIES = 20
 
 
 def check_saliency(saliency: str) -> str:
@@ -61,36 +61,37 @@ def _masked(weight: Tensor, keep: Tensor) -> Tensor:
 
 @torch.no_grad()
 def least_squares(rows: Tensor, keep: Tensor, gram: Tensor, cross: Tensor | None = None,
-                  damping: float = DAMPING, tolerance: float = 1e-3) -> Tensor:
+                  damping: float = DAMPING) -> Tensor:
     """Rows ``(O, J)``, 0 outside of ``keep``, whose outputs are nearest to those of ``rows``.
 
     Each row v minimises v G v - 2 v b + d |v - w|^2, with the Gram matrix G ``(J, J)`` of the
     inputs, b = G w (or, with ``cross``, the product C w of inputs and those of the network that is
-    the aim), and d = ``damping`` times the mean of G's diagonal. All rows at once, by conjugate
-    gradients with a diagonal preconditioner, down to a relative residual of ``tolerance``.
+    the aim), and d = ``damping`` times the mean of G's diagonal. Solved are the normal equations of
+    what is added to the kept weights, row by row, as each row keeps others.
     """
-    shift = damping * gram.diagonal().mean().clamp(min=torch.finfo(gram.dtype).tiny)
-    scale = keep / (gram.diagonal() + shift)
-
-    def product(x: Tensor) -> Tensor:
-        return torch.addmm(x, x, gram, beta=float(shift)) * keep
-
-    aim = (rows @ (gram if cross is None else cross.t()) + shift * rows) * keep
+    scale = gram.diagonal().mean()
     solution = rows * keep
-    residual = aim - product(solution)
-    step = direction = scale * residual
-    energy = (residual * step).sum(dim=1, keepdim=True)
-    enough = tolerance**2 * (aim * scale * aim).sum(dim=1, keepdim=True)
-    for _ in range(_ITERATIONS):
-        open_rows = energy > enough
-        if not open_rows.any():
-            break
-        image = product(direction)
-        length = torch.where(open_rows, energy / (direction * image).sum(dim=1, keepdim=True), 0.)
-        solution = solution + length * direction
-        residual = residual - length * image
-        step = scale * residual
-        after = (residual * step).sum(dim=1, keepdim=True)
-        direction = step + torch.where(open_rows, after / energy, 0.) * direction
-        energy = torch.where(open_rows, after, energy)
+    if not scale:
+        return solution
+    gram = gram / scale  # d is ``damping`` then
+    missing = (rows - solution) @ gram if cross is None else (
+        rows @ (cross.t() / scale) - solution @ gram)
+    for row, kept, wanted in zip(solution, keep, missing, strict=True):
+        places = kept.nonzero()[:, 0]
+        system = gram.index_select(0, places).index_select(1, places)
+        system.diagonal().add_(damping)
+        row[places] += _solve(system, wanted[places])
     return solution
+
+
+def _solve(system: Tensor, wanted: Tensor) -> Tensor:
+    """x of ``system`` x = ``wanted``, for a symmetric matrix that is positive definite but for
+    rounding: where that shows, its diagonal grows by as little as mends it."""
+    more = torch.finfo(system.dtype).eps * system.diagonal().mean()
+    for _ in range(_TRIES):
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if not failed:
+            return torch.cholesky_solve(wanted[:, None], factor)[:, 0]
+        system.diagonal().add_(more)
+        more *= 4
+    raise InputError('the inputs of a layer are not finite')
