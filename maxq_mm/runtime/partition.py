@@ -44,6 +44,9 @@ def _phases(graph: fx.Graph, inside: set[fx.Node]) -> dict[fx.Node, int]:
                                          and arg not in inside)
                            for arg in (tensors(node) if enters else node.all_input_nodes)),
                           default=0)
+        if enters:  # an upsampling waits for what it is added to
+            phase.update((arg, phase[node]) for arg in node.all_input_nodes
+                         if upsamples(arg) and arg in inside)
     return phase
 
 

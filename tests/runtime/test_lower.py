@@ -173,3 +173,14 @@ def test_kernels_compute_the_same(net, seed, monkeypatch):
             off = (a - b).abs() / b.abs().max()
             assert off.max() < 0.1
             assert off.mean() < 4e-3
+
+
+@pytest.mark.parametrize('way', [SPARSE, INT8])
+def test_an_upsampling_waits_for_what_it_is_added_to(net, way):
+    """What it enlarges is there a phase before, the other part of the sum comes from torch."""
+    part, layers, reasons, call = net
+    choices = {layer: TORCH if name in ('grouped', 'lateral.0') else
+               SPARSE if name in reasons else way for name, layer in layers.items()}
+    compiled = Compiled(part.trace, choices, packed)
+    assert kinds(compiled)['upsample'] == 1
+    assert part.agreement(compiled, call).decibels > 25

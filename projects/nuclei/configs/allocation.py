@@ -8,6 +8,8 @@ A seed without such a file is left out. 1:4 and 1:8 stand for a quarter and an e
 import json
 from pathlib import Path
 
+from maxq_mm.allocation.plan import overrides
+
 start = 'dense_mask_rcnn_r18.py'
 config = 'maxq_mask_rcnn_r18.py'
 
@@ -29,10 +31,9 @@ for seed in range(6):
         continue
     plans = json.loads(file.read_text())['allocations']
     for budget, pattern in (('1/4', '1:4'), ('1/8', '1:8')):
-        overrides = {f'^{name.replace(".", "[.]")}$': value
-                     for name, value in plans[budget]['plan']['patterns'].items()}
+        planned_for = overrides(plans[budget]['plan']['patterns'])
         common = dict(patterns=[pattern], seeds=[seed])
-        planned = dict(common, options={**rate, 'custom_hooks.0.overrides': overrides})
+        planned = dict(common, options={**rate, 'custom_hooks.0.overrides': planned_for})
         runs += [
             dict(planned, methods=['plan']),
             dict(planned, methods=['plan, pruned first'], pruned=16),
@@ -41,4 +42,5 @@ for seed in range(6):
         uniform.append(dict(common, methods=['uniform'], options=rate))
     runs.append(dict(patterns=[], seeds=[seed], methods=['dense, lr 1e-3'], options=rate))
 runs += uniform  # what is worth least comes last
-del Path, found, file, plans, rate, common, planned, overrides, budget, pattern, seed, uniform
+del Path, found, file, plans, rate, common, planned, planned_for, overrides, budget, pattern
+del seed, uniform
