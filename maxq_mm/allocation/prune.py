@@ -93,7 +93,7 @@ def prune_at(model: nn.Module, images: Sequence[Places], patterns: Mapping[str, 
         if module in needs_moments:
             if compensate and module not in aims:
                 place = needs_moments.index(module)
-                aims = _aims(model, dense, layers, needs_moments[place:place + _AT_ONCE], images,
+                aims = _aims(dense, layers, needs_moments[place:place + _AT_ONCE], images,
                              most, seed)
             moments = _moments(module, aims.pop(module, None), model, images, times, most, seed)
         module.weight.copy_(one_shot(module.weight, patterns[name], moments, saliency, compensate))
@@ -138,10 +138,9 @@ def _order(model: nn.Module, places: Places,
     return list(called.items())
 
 
-def _aims(model: nn.Module, dense: nn.Module, layers: Mapping[nn.Module, str],
-          wanted: Sequence[nn.Module], images: Sequence[Places], most: int,
-          seed: int) -> dict[nn.Module, list[Tensor]]:
-    """What the dense counterparts of the ``wanted`` layers of ``model`` see, by image."""
+def _aims(dense: nn.Module, layers: Mapping[nn.Module, str], wanted: Sequence[nn.Module],
+          images: Sequence[Places], most: int, seed: int) -> dict[nn.Module, list[Tensor]]:
+    """What the dense counterparts of the ``wanted`` layers see, by image."""
     twins = {dense.get_submodule(layers[module]): module for module in wanted}
     found: dict[nn.Module, list[Tensor]] = {module: [] for module in wanted}
     for places in images:

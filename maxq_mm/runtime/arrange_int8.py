@@ -81,12 +81,12 @@ def arranged_int8(weight: Tensor, pattern: Pattern | None, dilation: tuple[int, 
     """int8 weights in the order of the library's kernels; ``pattern`` None: dense."""
     positions = by_position(weight)
     if library.kernels.lanes_are == 'pixels':
-        return _for_pixels(positions, pattern, library)
+        return _for_pixels(positions, pattern)
     kernel = (1, 1) if weight.ndim == 2 else tuple(weight.shape[2:])
     return _for_outputs(positions, pattern, kernel, dilation[1], library)
 
 
-def _for_pixels(weight: Tensor, pattern: Pattern | None, library: Library) -> Arranged:
+def _for_pixels(weight: Tensor, pattern: Pattern | None) -> Arranged:
     blocks = blocks_of(weight, pattern)
     values = torch.cat([part.values.flatten() for part in blocks.parts])
     rows = torch.cat([part.rows.flatten() for part in blocks.parts]) * _ROW

@@ -104,7 +104,7 @@ class Compiled:
         output, = (node for node in graph.nodes if node.op == 'output')
         self.outputs = [places[node] for node in output.args[0]]
         self.steps = _steps(trace, choices, packed, places)
-        self.done = _last_uses(graph, self.steps, places, {*self.outputs})
+        self.done = _last_uses(self.steps, places, {*self.outputs})
 
     def __call__(self, tensors: Sequence[Tensor]):
         return pytree.tree_unflatten(self.run(tensors), self.results)
@@ -208,7 +208,7 @@ def _plain(value):
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
-def _last_uses(graph: fx.Graph, steps: list, places: dict, kept: set[int]) -> list[list[int]]:
+def _last_uses(steps: list, places: dict, kept: set[int]) -> list[list[int]]:
     """What may be forgotten after each step."""
     nodes = {place: node for node, place in places.items()}
     made = {}

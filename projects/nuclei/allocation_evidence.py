@@ -67,27 +67,20 @@ class Study:
         cli.write_json(self.found, self.args.out)
 
     def predict(self) -> None:
-        for key, compensate in (('predicted', True), ('predicted_masked', False)):
-            if key not in self.found:
-                rows = predict_all(self.model, self.places, self.candidates, 'magnitude',
-                                   compensate, 2, self.args.seed, progress=True)
-                self.keep(key, self._named(rows))
-
-    def _named(self, rows: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-        return {name: dict(zip(map(str, self.candidates[name][1:]), row[1:], strict=True))
-                for name, row in rows.items()}
+        if 'predicted' not in self.found:
+            rows = predict_all(self.model, self.places, self.candidates, 'magnitude', True, 2,
+                               self.args.seed, progress=True)
+            self.keep('predicted', {
+                name: dict(zip(map(str, self.candidates[name][1:]), row[1:], strict=True))
+                for name, row in rows.items()})
 
     def allocations(self) -> None:
         """Every way to spend each budget."""
-        predicted = {key: {name: [0., *row.values()] for name, row in self.found[key].items()}
-                     for key in ('predicted', 'predicted_masked')}
+        predicted = {name: [0., *row.values()] for name, row in self.found['predicted'].items()}
         found = {}
         for label, (budget, pattern) in BUDGETS.items():
-            plans = {'plan': make_plan('macs', self.candidates, self.costs,
-                                       predicted['predicted'], budget).patterns,
-                     'plan for masks alone': make_plan(
-                         'macs', self.candidates, self.costs, predicted['predicted_masked'],
-                         budget).patterns,
+            plans = {'plan': make_plan('macs', self.candidates, self.costs, predicted,
+                                       budget).patterns,
                      'uniform': uniform(self.candidates, pattern),
                      'uniform, predictors dense': uniform(self.candidates, pattern, False),
                      'magnitude': by_magnitude(self.model, self.candidates, self.costs, budget),
@@ -100,22 +93,21 @@ class Study:
         self.keep('allocations', found)
 
     @torch.no_grad()
-    def distortions(self, key: str, compensate: bool) -> None:
+    def distortions(self) -> None:
         """(a), layer by layer."""
-        rows = self.found.setdefault(key, {})
+        rows = self.found.setdefault('true', {})
         waiting = [name for name in self.candidates if name not in rows]
         held_out = self._held_out()
-        spread, moments = spreads(held_out), {}
-        if compensate and waiting:
-            moments = collect_moments(self.model, self.places, waiting, self.args.seed)
-        for name in bar(f'{key} distortion')(waiting):
+        spread = spreads(held_out)
+        moments = collect_moments(self.model, self.places, waiting, self.args.seed)
+        for name in bar('true distortion')(waiting):
             weight = self.model.get_submodule(name).weight
             dense, rows[name] = weight.clone(), {}
             for pattern in self.candidates[name][1:]:
                 weight.copy_(one_shot(dense, pattern, moments.get(name)))
                 rows[name][str(pattern)] = measure(self.model, held_out, spread)
             weight.copy_(dense)
-            self.keep(key, rows)
+            self.keep('true', rows)
 
     def _held_out(self) -> list:
         if not hasattr(self, '_looked'):
@@ -131,29 +123,24 @@ class Study:
         if 'dense' not in scores:
             scores['dense'] = dict(scores=evaluate(self.model, self.cfg), share=1.)
             self.keep('one_shot', scores)
-        for settings, (compensate, norms) in {
-                'compensated': (True, True), 'compensated, norms as they were': (True, False),
-                'masked': (False, False), 'masked, norms measured': (False, True)}.items():
-            for label, ways in self.found['allocations'].items():
-                for way, entry in ways.items():
-                    key = f'{label} | {way} | {settings}'
-                    if key in scores or (settings != 'compensated' and way not in (
-                            'plan', 'uniform')) or way == 'plan for masks alone':
-                        continue
-                    model = self._pruned(entry['patterns'], compensate, norms)
-                    scores[key] = dict(
-                        share=entry['share'], predicted=entry['predicted'],
-                        true=measure(model, self._held_out(), spread),
-                        scores=evaluate(model, self.cfg))
-                    print(key, scores[key], flush=True)
-                    self.keep('one_shot', scores)
+        for label, ways in self.found['allocations'].items():
+            for way, entry in ways.items():
+                key = f'{label} | {way}'
+                if key in scores:
+                    continue
+                model = self._pruned(entry['patterns'])
+                scores[key] = dict(share=entry['share'], predicted=entry['predicted'],
+                                   true=measure(model, self._held_out(), spread),
+                                   scores=evaluate(model, self.cfg))
+                print(key, scores[key], flush=True)
+                self.keep('one_shot', scores)
 
-    def _pruned(self, patterns: Patterns, compensate: bool, norms: bool) -> nn.Module:
+    def _pruned(self, patterns: Patterns) -> nn.Module:
         model = copy.deepcopy(self.model)
         wanted = {name: next(p for p in self.candidates[name] if str(p) == text)
                   for name, text in patterns.items() if text}
         with torch.no_grad():
-            prune_at(model, self.places, wanted, 'magnitude', compensate, norms, self.args.seed,
+            prune_at(model, self.places, wanted, 'magnitude', True, True, self.args.seed,
                      bar('pruning'))
         return model
 
@@ -177,11 +164,9 @@ def main() -> None:
     if study.args.only == 'plans':
         return
     if study.args.only != 'mAP':
-        study.distortions('true', compensate=True)
+        study.distortions()
     if study.args.only != 'distortion':
         study.prune()
-    if study.args.only != 'mAP':
-        study.distortions('true_masked', compensate=False)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ from maxq_mm.engine import figure
 from maxq_mm.utils.files import save_text
 
 SCORES = ('bbox_mAP', 'segm_mAP')
-KINDS = {'predicted': ('true', 'compensated'), 'predicted_masked': ('true_masked', 'masked')}
+PATTERNS = ('2:4', '1:4', '1:8', '1:16')
 
 
 def read(paths: list[Path]) -> list[dict]:
@@ -37,26 +37,23 @@ def read(paths: list[Path]) -> list[dict]:
     return found
 
 
-def pairs(seed: dict, key: str) -> list[tuple[str, str, float, float]]:
+def pairs(seed: dict) -> list[tuple[str, str, float, float]]:
     """(layer, pattern, predicted, true) of all that the detector feels at all."""
-    truth = seed.get(KINDS[key][0], {})
+    truth = seed.get('true', {})
     return [(layer, pattern, value, truth[layer][pattern])
-            for layer, row in seed[key].items() if layer in truth
+            for layer, row in seed['predicted'].items() if layer in truth
             for pattern, value in row.items() if value > 0 and truth[layer][pattern] > 0]
 
 
 def correlations(seeds: list[dict]) -> str:
     """(a) as Markdown: rank correlation over all, and of each pattern."""
-    rows = ['| weights | detector | all | 2:4 | 1:4 | 1:8 | 1:16 | n |', '|---' * 8 + '|']
-    for key, (_, name) in KINDS.items():
-        for seed in seeds:
-            found = pairs(seed, key)
-            if not found:
-                continue
-            cells = [rank(found)]
-            cells += [rank([p for p in found if p[1] == pattern])
-                      for pattern in ('2:4', '1:4', '1:8', '1:16')]
-            rows.append(f'| {name} | {seed["name"]} | ' + ' | '.join(f'{c:.3f}' for c in cells)
+    rows = [f'| detector | all | {" | ".join(PATTERNS)} | n |', '|---' * (3 + len(PATTERNS)) + '|']
+    for seed in seeds:
+        found = pairs(seed)
+        if found:
+            cells = [rank(found), *(rank([p for p in found if p[1] == pattern])
+                                    for pattern in PATTERNS)]
+            rows.append(f'| {seed["name"]} | ' + ' | '.join(f'{c:.3f}' for c in cells)
                         + f' | {len(found)} |')
     return '\n'.join(rows)
 
@@ -68,18 +65,18 @@ def rank(found: list[tuple]) -> float:
 def one_shot(seeds: list[dict]) -> str:
     """(b) as Markdown: means with standard deviations; differences paired by detector."""
     keys = list(dict.fromkeys(key for seed in seeds for key in seed.get('one_shot', {})))
-    rows = ['| MACs | allocation | weights and norms | MACs kept | bbox | segm | bbox − dense '
+    rows = ['| MACs | allocation | MACs kept | bbox | segm | bbox − dense '
             '| segm − dense | bbox: plan − this | segm: plan − this | distortion, sum | measured '
-            '| n |', '|---' * 13 + '|']
+            '| n |', '|---' * 12 + '|']
     for key in sorted(keys, key=order):
         found = [seed['one_shot'] for seed in seeds if key in seed.get('one_shot', {})]
-        budget, way, settings = ['', 'dense', ''] if key == 'dense' else key.split(' | ')
-        cells = [budget, way, settings, f'{np.mean([run[key]["share"] for run in found]):.1%}',
+        budget, way = ['', 'dense'] if key == 'dense' else key.split(' | ')
+        cells = [budget, way, f'{np.mean([run[key]["share"] for run in found]):.1%}',
                  *(spread(np.array([100 * run[key]['scores'][score] for run in found]))
                    for score in SCORES),
                  *(['', ''] if key == 'dense' else compare(found, key, 'dense')),
                  *(['', ''] if way in ('dense', 'plan')
-                   else compare(found, f'{budget} | plan | {settings}', key)),
+                   else compare(found, f'{budget} | plan', key)),
                  *(f'{np.mean([run[key][name] for run in found]):.3g}' if key != 'dense' else ''
                    for name in ('predicted', 'true')), str(len(found))]
         rows.append('| ' + ' | '.join(cells) + ' |')
@@ -93,30 +90,24 @@ def compare(found: list[dict], key: str, reference: str) -> list[str]:
                                  for run in both]))[0] for score in SCORES]
 
 
-def order(key: str) -> tuple:
-    budget, _, rest = key.partition(' | ')
-    _, _, settings = rest.partition(' | ')
-    return (['dense', '1/2', '1/4', '1/8'].index(budget), settings != 'compensated', settings)
+def order(key: str) -> int:
+    return ['dense', '1/2', '1/4', '1/8'].index(key.partition(' | ')[0])
 
 
 def draw_distortion(seeds: list[dict]) -> Figure:
     """Predicted against true: single layers, and whole networks."""
-    kinds = {name: [pair for seed in seeds for pair in pairs(seed, key)]
-             for key, (_, name) in KINDS.items()}
-    kinds = {name: found for name, found in kinds.items() if found}
-    picture = Figure(figsize=(5 * (len(kinds) + 1), 5), layout='constrained')
-    axes = picture.subplots(1, len(kinds) + 1, squeeze=False)[0]
-    for panel, (name, found) in zip(axes, kinds.items(), strict=False):
-        for pattern in ('2:4', '1:4', '1:8', '1:16'):
-            points = [(p[2], p[3]) for p in found if p[1] == pattern]
-            if points:
-                panel.plot(*zip(*points, strict=True), 'o', markersize=4, label=pattern)
-        panel.set_title(f'one layer pruned, {name}')
-        panel.legend()
+    found = [pair for seed in seeds for pair in pairs(seed)]
+    picture = Figure(figsize=(10, 5), layout='constrained')
+    axes = single, together = picture.subplots(1, 2)
+    for pattern in PATTERNS:
+        single.plot([p[2] for p in found if p[1] == pattern],
+                    [p[3] for p in found if p[1] == pattern], 'o', markersize=4, label=pattern)
+    single.set_title('one layer pruned')
+    single.legend()
     whole = [entry for seed in seeds for key, entry in seed.get('one_shot', {}).items()
-             if key.endswith('| compensated')]
-    axes[-1].plot([e['predicted'] for e in whole], [e['true'] for e in whole], 'o', color='black')
-    axes[-1].set_title('whole networks: sum over layers')
+             if key != 'dense']
+    together.plot([e['predicted'] for e in whole], [e['true'] for e in whole], 'o', color='black')
+    together.set_title('whole networks: sum over layers')
     for panel in axes:
         panel.set(xscale='log', yscale='log', xlabel='predicted distortion',
                   ylabel='true distortion')
@@ -129,8 +120,7 @@ def draw_distortion(seeds: list[dict]) -> Figure:
 def draw_one_shot(seeds: list[dict]) -> Figure:
     """What is lost over kept MACs, a line an allocation: mean over the detectors."""
     found = [seed['one_shot'] for seed in seeds if 'one_shot' in seed]
-    ways = dict.fromkeys(key.partition(' | ')[2] for run in found for key in run
-                         if key.endswith(('| compensated', '| masked')))
+    ways = dict.fromkeys(key.partition(' | ')[2] for run in found for key in run if key != 'dense')
     picture = Figure(figsize=(11, 5), layout='constrained')
     for axes, score in zip(picture.subplots(1, 2), SCORES, strict=True):
         for number, way in enumerate(ways):
@@ -140,9 +130,7 @@ def draw_one_shot(seeds: list[dict]) -> Figure:
                                                       - run['dense']['scores'][score]))
                            for run in found if (key := f'{budget} | {way}') in run]
                 points += [np.mean(entries, axis=0)] if entries else []
-            axes.plot(*zip(*points, strict=True), marker='o', color=f'C{number}',
-                      linestyle='--' if way.endswith('masked') else '-',
-                      label=way.replace(' | compensated', '').replace(' | ', ', '))
+            axes.plot(*zip(*points, strict=True), marker='o', color=f'C{number}', label=way)
         axes.axhline(0, color='black', linestyle=':', label='dense')
         axes.set_xscale('log', base=2)
         axes.set_xticks([0.125, 0.25, 0.5], ['1/8', '1/4', '1/2'])
@@ -150,7 +138,7 @@ def draw_one_shot(seeds: list[dict]) -> Figure:
         axes.set_ylabel(score.replace('_', ' ') + ' − dense, points')
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    picture.suptitle('pruned without training; dashed: weights masked and nothing else')
+    picture.suptitle('pruned without training')
     return picture
 
 
