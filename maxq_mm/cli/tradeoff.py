@@ -32,8 +32,8 @@ def draw(rows: Sequence[dict], scores: Sequence[str]) -> Figure:
             x, y = row['latency_ms'], 100 * row[score]
             axes.errorbar(
                 x, y, xerr=[[x - row['latency_low_ms']], [row['latency_high_ms'] - x]],
-                color=colours[row['runtime']], marker=markers[row['network']], markersize=7,
-                markeredgecolor='white', elinewidth=1, alpha=0.9)
+                color=colours[row['runtime']], marker=markers[row['network']], markersize=8,
+                markeredgecolor='white', markeredgewidth=0.4, elinewidth=1, alpha=0.9)
         best = front((row['latency_ms'], 100 * row[score]) for row in rows)
         axes.plot(*zip(*best, strict=True), color='grey', linewidth=0.8, linestyle='--', zorder=0)
         low, high = axes.get_ylim()
