@@ -69,17 +69,15 @@ def least_squares(rows: Tensor, keep: Tensor, gram: Tensor, cross: Tensor | None
     the aim), and d = ``damping`` times the mean of G's diagonal. Solved are the normal equations of
     what is added to the kept weights, row by row, as each row keeps others.
     """
-    scale = gram.diagonal().mean()
+    shift = damping * gram.diagonal().mean()
     solution = rows * keep
-    if not scale:
+    if not shift:
         return solution
-    gram = gram / scale  # d is ``damping`` then
-    missing = (rows - solution) @ gram if cross is None else (
-        rows @ (cross.t() / scale) - solution @ gram)
+    missing = (rows - solution) @ gram if cross is None else rows @ cross.t() - solution @ gram
     for row, kept, wanted in zip(solution, keep, missing, strict=True):
         places = kept.nonzero()[:, 0]
         system = gram.index_select(0, places).index_select(1, places)
-        system.diagonal().add_(damping)
+        system.diagonal().add_(shift)
         row[places] += _solve(system, wanted[places])
     return solution
 

@@ -97,6 +97,8 @@ class Study:
         """(a), layer by layer."""
         rows = self.found.setdefault('true', {})
         waiting = [name for name in self.candidates if name not in rows]
+        if not waiting:
+            return
         held_out = self._held_out()
         spread = spreads(held_out)
         moments = collect_moments(self.model, self.places, waiting, self.args.seed)

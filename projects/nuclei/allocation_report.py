@@ -16,11 +16,11 @@ from sweep_report import difference, spread
 from sweep_scores import CONFIDENCE
 
 from maxq_mm import cli
+from maxq_mm.allocation.allocate import PATTERNS
 from maxq_mm.engine import figure
 from maxq_mm.utils.files import save_text
 
 SCORES = ('bbox_mAP', 'segm_mAP')
-PATTERNS = ('2:4', '1:4', '1:8', '1:16')
 
 
 def read(paths: list[Path]) -> list[dict]:

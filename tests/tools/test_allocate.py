@@ -58,7 +58,7 @@ def test_plan(planned, dense):
     assert out.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_another_budget_without_measuring(planned, dense, shapes, tmp_path):
+def test_another_budget_without_measuring(planned, dense, tmp_path):
     file, other = planned[0].with_suffix('.json'), tmp_path / 'half.json'
     text = run_tool('tools/allocate.py', DENSE, dense, tmp_path / 'half.py', '--budget', '0.5',
                     '--measured', file, '--json', other)  # no data
