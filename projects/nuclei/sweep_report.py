@@ -5,8 +5,9 @@
 Reads what sweep.py left in DIR (or, with --runs FILE, an earlier runs.json; or several of both,
 for runs made on several machines) and writes runs.json, results.md, sparsity.png and curves.png.
 
-A method is compared with the reference (SR-STE) at its pattern, or with a dense one at all, as
-sweep_scores.py says. An interval that holds 0 is called noise.
+A method is compared with the reference (SR-STE, or what --reference names, one or several) at its
+pattern, or with a dense one at all, as sweep_scores.py says. An interval that holds 0 is called
+noise.
 """
 
 import argparse
@@ -66,20 +67,44 @@ def table(groups: Groups, reference: str, names: list[str]) -> str:
     rate = rates(groups)
     head = ['pattern', 'method', *['lr'] * bool(rate), 'n', *(f'{kind} mAP' for kind in kinds),
             *(f'{kind} − {reference}' for kind in kinds), 'in words']
-    rows = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    rows = [head]
     for method, pattern in sorted(groups, key=order):
         runs = groups[method, pattern]
-        compared = [('', '')] * len(names)
-        if method != reference:
-            against = groups.get((reference, pattern)) or groups.get((reference, None), {})
-            compared = [difference(paired(runs, against, score)) for score in names]
+        compared = compare(groups, (method, pattern), reference, names)
         shown = f'{rate[method, pattern]:g}' if (method, pattern) in rate else ''
-        cells = [pattern or '', method, *[shown] * bool(rate), len(runs),
-                 *(spread(scores(runs, score)) for score in names),
-                 *(text for text, _ in compared),
-                 in_words(dict(zip(kinds, (said for _, said in compared), strict=True)))]
-        rows.append('| ' + ' | '.join(map(str, cells)) + ' |')
-    return '\n'.join(rows)
+        rows.append([pattern or '', method, *[shown] * bool(rate), len(runs),
+                     *(spread(scores(runs, score)) for score in names),
+                     *(text for text, _ in compared),
+                     in_words(dict(zip(kinds, (said for _, said in compared), strict=True)))])
+    return markdown(rows)
+
+
+def compare(groups: Groups, key: tuple[str, str | None], reference: str,
+            names: list[str]) -> list[tuple[str, str]]:
+    """By score, how a method at a pattern differs from the reference there, or from a dense one."""
+    method, pattern = key
+    if method == reference:
+        return [('', '')] * len(names)
+    against = groups.get((reference, pattern)) or groups.get((reference, None), {})
+    return [difference(paired(groups[key], against, score)) for score in names]
+
+
+def differences(groups: Groups, references: list[str], names: list[str]) -> str:
+    """How each method differs from each of the ``references``, as Markdown; bold beyond noise."""
+    rows = [['pattern', 'method', *(f'− {reference}' for reference in references)]]
+    for key in sorted(groups, key=order):
+        cells = [' / '.join(f'**{text}**' if said in ('better', 'worse') else text
+                            for text, said in compare(groups, key, reference, names) if text)
+                 for reference in references]
+        if any(cells):
+            rows.append([key[1] or '', key[0], *cells])
+    return markdown(rows)
+
+
+def markdown(rows: list[list]) -> str:
+    """A table whose first row is its head."""
+    lines = ['| ' + ' | '.join(map(str, row)) + ' |' for row in rows]
+    return '\n'.join([lines[0], '|---' * len(rows[0]) + '|', *lines[1:]])
 
 
 def in_words(verdicts: dict[str, str]) -> str:
@@ -90,7 +115,7 @@ def in_words(verdicts: dict[str, str]) -> str:
 
 
 def page(runs: list[dict], comparison: str, wanted: int, command: str) -> str:
-    """All of results.md, around its table."""
+    """All of results.md, around its tables."""
     trained = [run for run in runs if run['method'] != sweep_runs.START]
     iterations = sorted({run['iterations'] for run in trained})
     dense = sorted({run['iterations'] for run in runs if run['method'] == sweep_runs.START})
@@ -121,19 +146,26 @@ def main() -> None:
     parser.add_argument('--runs', type=Path, nargs='+', required=True,
                         help="sweep's --out, or a runs.json; of several, the first that has a run")
     parser.add_argument('--out', type=Path, required=True, help='folder to write')
-    parser.add_argument('--reference', default='SR-STE', help='method to compare with')
+    parser.add_argument('--reference', nargs='+', default=['SR-STE'], metavar='METHOD',
+                        help='method to compare with; others after it get a table of differences')
     parser.add_argument('--curves', default='1:16', metavar='N:M', help='pattern of the curves')
     args = parser.parse_args()
 
     runs, wanted = read_runs(args.spec, *args.runs)
     groups = group(runs)
     spec = Config.fromfile(args.spec, lazy_import=False)
-    if args.reference not in {key[0] for key in groups}:
-        raise cli.InputError(f'--reference {args.reference}: no run is of this method')
+    for reference in args.reference:
+        if reference not in {key[0] for key in groups}:
+            raise cli.InputError(f'--reference {reference}: no run is of this method')
     if args.curves not in {key[1] for key in groups}:
         raise cli.InputError(f'--curves {args.curves}: no run has this pattern')
     names = scores_of(runs)
-    comparison = table(groups, args.reference, names)
+    first, *others = args.reference
+    comparison = table(groups, first, names)
+    if others:
+        kinds = ' / '.join(name.split('_')[0] for name in names)
+        comparison += (f'\n\nDifferences from other methods, {kinds}; bold: beyond noise.\n\n'
+                       + differences(groups, others, names))
     methods = list(spec.methods)
     with cli.writing(args.out):
         args.out.mkdir(parents=True, exist_ok=True)

@@ -78,6 +78,17 @@ def test_against_a_dense_reference():
     assert '| 1:16 | MaxQ | 3 | 27.0 ± 2.6 | -5.0 ± 4.3 | worse |' in rows  # -6, -6, -3
 
 
+def test_differences_from_several():
+    rows = sweep_report.differences(sweep_scores.group(RUNS), ['dense', 'MaxQ'],
+                                    ['bbox_mAP', 'segm_mAP']).splitlines()
+    assert rows[0] == '| pattern | method | − dense | − MaxQ |'
+    # MaxQ at 1:16: -6, -6, -3 and nothing of itself
+    assert '| 1:16 | MaxQ | **-5.0 ± 4.3** / **-5.0 ± 4.3** |  |' in rows
+    assert '| 1:16 | ASP | -16.0 / -16.0 | -10.0 / -10.0 |' in rows
+    assert '| 2:4 | SR-STE | **-1.0 ± 0.0** / **-1.0 ± 0.0** | -0.3 ± 2.9 / -0.3 ± 2.9 |' in rows
+    assert not any(row.startswith('|  | dense |') for row in rows)  # nothing to be compared with
+
+
 def test_mean_curve_of_the_epochs_in_all():
     curves = [dict(epoch=[1, 2, 4], loss=[1., 2., 3.]), dict(epoch=[2, 3, 4], loss=[4., 9., 7.])]
     assert sweep_plots.mean_curve(curves, 'loss', 10) == ([2, 4], [30., 50.])
