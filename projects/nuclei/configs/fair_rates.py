@@ -24,7 +24,8 @@ pruned_first = {
 }
 optimizers = {  # settings, and a grid whose middle comes first
     'AdamW': (dict(type='AdamW', weight_decay=1e-2), (1e-3, 2e-3, 5e-4, 4e-3, 2.5e-4)),
-    'SGD': (dict(type='SGD', momentum=0.9, weight_decay=1e-4), (0.02, 0.04, 0.01, 0.08, 0.005)),
+    'SGD': (dict(type='SGD', momentum=0.9, weight_decay=1e-4),
+            (0.02, 0.04, 0.01, 0.08, 0.005, 0.0025)),
 }
 methods, runs = {}, []
 for optimizer, (settings, rates) in optimizers.items():
