@@ -70,12 +70,15 @@ def parse_args() -> argparse.Namespace:
 def planned(cfg: Config, plan: Plan, dense: Path, pruned: Path | None = None) -> Config:
     """``cfg`` with the plan in its MaxQHook; it gets one if it has none.
 
-    Starts from the ``dense`` checkpoint, or from the ``pruned`` one, which needs no ramp.
+    Starts from the ``dense`` checkpoint, pruned by fading masks unless the hook says how, or from
+    the ``pruned`` one, which needs no ramp.
     """
     hooks = cfg.setdefault('custom_hooks', [])
     hook = next(iter(cli.maxq_hooks(cfg)), None)
     if hook is None:
-        hook = dict(type='MaxQHook', ramp=ramp(cfg))
+        hook = dict(type='MaxQHook')
+        if pruned is None:  # fading leaves trained weights as they are where queries scale them
+            hook.update(axes=(), ramp=ramp(cfg))
         hooks.append(hook)
     sparse = [pattern for pattern in plan.patterns.values() if pattern]
     hook.update(pattern=max(set(sparse), key=sparse.count), include=(), exclude=(),
@@ -90,11 +93,11 @@ def planned(cfg: Config, plan: Plan, dense: Path, pruned: Path | None = None) ->
 
 
 def ramp(cfg: Config) -> dict | None:
-    """A cubic ramp over 5/8 of the training, as in the ready configs."""
+    """A cubic ramp over 5/8 of the training, as in the ready configs, in which weights fade."""
     train = cfg.get('train_cfg') or {}
     by_epoch = 'max_epochs' in train
     end = train.get('max_epochs' if by_epoch else 'max_iters', 0) * 5 // 8
-    return dict(type='cubic', begin=0, end=end, by_epoch=by_epoch) if end else None
+    return dict(type='cubic', begin=0, end=end, by_epoch=by_epoch, fade=True) if end else None
 
 
 def measured(path: Path, model: nn.Module) -> Plan:

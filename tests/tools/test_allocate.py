@@ -49,7 +49,8 @@ def test_plan(planned, dense):
     assert '(budget 25.00%), predicted distortion' in text
     hook = next(h for h in Config.fromfile(out).custom_hooks if h.type == 'MaxQHook')
     assert hook.include == ()
-    assert hook.ramp == dict(type='cubic', begin=0, end=1, by_epoch=True)
+    assert hook.axes == ()
+    assert hook.ramp == dict(type='cubic', begin=0, end=1, by_epoch=True, fade=True)
     plan = json.loads(out.with_suffix('.json').read_text())
     assert dict(hook.overrides) == overrides(plan['patterns'])
     assert set(plan['patterns'].values()) <= {None, *PATTERNS}

@@ -18,6 +18,8 @@ methods = {
     'dense, lr 1e-3': None,
     'plan': everywhere,
     'plan, pruned first': dict(everywhere, ramp=None),
+    'plan, fading': dict(everywhere, axes=(), ramp=dict(
+        type='cubic', begin=0, end=5, by_epoch=True, fade=True)),
     'uniform': everywhere,
     'uniform, predictors dense': dict(include=()),
     'uniform, pruned first': dict(include=(), ramp=None),
@@ -37,6 +39,7 @@ for seed in range(6):
         runs += [
             dict(planned, methods=['plan']),
             dict(planned, methods=['plan, pruned first'], pruned=16),
+            dict(planned, methods=['plan, fading']),
             dict(common, methods=['uniform, predictors dense'], options=rate),
             dict(common, methods=['uniform, pruned first'], options=rate, pruned=16)]
         uniform.append(dict(common, methods=['uniform'], options=rate))
