@@ -145,6 +145,7 @@ def test_folder_of_images_without_annotations(dense, common, shapes, tmp_path):
     hook = next(h for h in cfg.custom_hooks if h.type == 'MaxQHook')
     assert set(hook.overrides.values()) == {None, '1:4'}
     assert (hook.ramp, cfg.load_from) == (None, str(pruned))
+    assert 'axes' not in hook  # MaxQ's own: what is N:M already is not rescaled
     checkpoint = load_file(pruned)
     sparse = layer_patterns(checkpoint)
     assert overrides(sparse) == {key: pattern for key, pattern in hook.overrides.items() if pattern}
