@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from markdown_table import markdown
 from matplotlib.figure import Figure
 from scipy import stats
 from sweep_report import difference, spread
@@ -47,15 +48,14 @@ def pairs(seed: dict) -> list[tuple[str, str, float, float]]:
 
 def correlations(seeds: list[dict]) -> str:
     """(a) as Markdown: rank correlation over all, and of each pattern."""
-    rows = [f'| detector | all | {" | ".join(PATTERNS)} | n |', '|---' * (3 + len(PATTERNS)) + '|']
+    rows = []
     for seed in seeds:
         found = pairs(seed)
         if found:
             cells = [rank(found), *(rank([p for p in found if p[1] == pattern])
                                     for pattern in PATTERNS)]
-            rows.append(f'| {seed["name"]} | ' + ' | '.join(f'{c:.3f}' for c in cells)
-                        + f' | {len(found)} |')
-    return '\n'.join(rows)
+            rows.append([seed['name'], *(f'{c:.3f}' for c in cells), len(found)])
+    return markdown(['detector', 'all', *PATTERNS, 'n'], rows)
 
 
 def rank(found: list[tuple]) -> float:
@@ -65,22 +65,22 @@ def rank(found: list[tuple]) -> float:
 def one_shot(seeds: list[dict]) -> str:
     """(b) as Markdown: means with standard deviations; differences paired by detector."""
     keys = list(dict.fromkeys(key for seed in seeds for key in seed.get('one_shot', {})))
-    rows = ['| MACs | allocation | MACs kept | bbox | segm | bbox − dense '
-            '| segm − dense | bbox: plan − this | segm: plan − this | distortion, sum | measured '
-            '| n |', '|---' * 12 + '|']
+    head = ['MACs', 'allocation', 'MACs kept', 'bbox', 'segm', 'bbox − dense', 'segm − dense',
+            'bbox: plan − this', 'segm: plan − this', 'distortion, sum', 'measured', 'n']
+    rows = []
     for key in sorted(keys, key=order):
         found = [seed['one_shot'] for seed in seeds if key in seed.get('one_shot', {})]
         budget, way = ['', 'dense'] if key == 'dense' else key.split(' | ')
-        cells = [budget, way, f'{np.mean([run[key]["share"] for run in found]):.1%}',
-                 *(spread(np.array([100 * run[key]['scores'][score] for run in found]))
-                   for score in SCORES),
-                 *(['', ''] if key == 'dense' else compare(found, key, 'dense')),
-                 *(['', ''] if way in ('dense', 'plan')
-                   else compare(found, f'{budget} | plan', key)),
-                 *(f'{np.mean([run[key][name] for run in found]):.3g}' if key != 'dense' else ''
-                   for name in ('predicted', 'true')), str(len(found))]
-        rows.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(rows)
+        rows.append([
+            budget, way, f'{np.mean([run[key]["share"] for run in found]):.1%}',
+            *(spread(np.array([100 * run[key]['scores'][score] for run in found]))
+              for score in SCORES),
+            *(['', ''] if key == 'dense' else compare(found, key, 'dense')),
+            *(['', ''] if way in ('dense', 'plan')
+              else compare(found, f'{budget} | plan', key)),
+            *(f'{np.mean([run[key][name] for run in found]):.3g}' if key != 'dense' else ''
+              for name in ('predicted', 'true')), len(found)])
+    return markdown(head, rows)
 
 
 def compare(found: list[dict], key: str, reference: str) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import sweep_runs
+from markdown_table import markdown
 from sweep_scores import RATE, group, read_runs, scores
 
 from maxq_mm import cli
@@ -85,17 +86,17 @@ def choose(grid: Grid, finished: Sequence[dict]) -> Choice:
 
 def table(chosen: Sequence[tuple[Grid, Choice]]) -> str:
     """Scores by rate as Markdown: a table for each grid of rates."""
-    parts: dict[tuple[float, ...], list[str]] = {}
+    parts: dict[tuple[float, ...], list[list[str]]] = {}
     for grid, choice in chosen:
         rates = tuple(grid.runs)
-        head = ['pattern', 'method', *(f'{rate:g}' for rate in rates), 'chosen']
-        rows = parts.setdefault(rates, ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|'])
         cells = [grid.pattern or '', grid.method]
         for rate in rates:
             text = ' / '.join(f'{value:.1f}' for value in choice.scores.get(rate, ()))
             cells.append(f'**{text}**' if rate == choice.best else text)
-        rows.append('| ' + ' | '.join([*cells, choice.remark]) + ' |')
-    return '\n\n'.join('\n'.join(rows) for rows in parts.values())
+        parts.setdefault(rates, []).append([*cells, choice.remark])
+    return '\n\n'.join(
+        markdown(['pattern', 'method', *(f'{rate:g}' for rate in rates), 'chosen'], rows)
+        for rates, rows in parts.items())
 
 
 def chosen_rates(chosen: Sequence[tuple[Grid, Choice]]) -> list[dict]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import sweep_runs
+from markdown_table import markdown
 from mmengine.config import Config
 from sweep_plots import draw_curves, draw_sparsity
 from sweep_scores import (
@@ -67,7 +68,7 @@ def table(groups: Groups, reference: str, names: list[str]) -> str:
     rate = rates(groups)
     head = ['pattern', 'method', *['lr'] * bool(rate), 'n', *(f'{kind} mAP' for kind in kinds),
             *(f'{kind} − {reference}' for kind in kinds), 'in words']
-    rows = [head]
+    rows = []
     for method, pattern in sorted(groups, key=order):
         runs = groups[method, pattern]
         compared = compare(groups, (method, pattern), reference, names)
@@ -76,7 +77,7 @@ def table(groups: Groups, reference: str, names: list[str]) -> str:
                      *(spread(scores(runs, score)) for score in names),
                      *(text for text, _ in compared),
                      in_words(dict(zip(kinds, (said for _, said in compared), strict=True)))])
-    return markdown(rows)
+    return markdown(head, rows)
 
 
 def compare(groups: Groups, key: tuple[str, str | None], reference: str,
@@ -91,20 +92,14 @@ def compare(groups: Groups, key: tuple[str, str | None], reference: str,
 
 def differences(groups: Groups, references: list[str], names: list[str]) -> str:
     """How each method differs from each of the ``references``, as Markdown; bold beyond noise."""
-    rows = [['pattern', 'method', *(f'− {reference}' for reference in references)]]
+    rows = []
     for key in sorted(groups, key=order):
         cells = [' / '.join(f'**{text}**' if said in ('better', 'worse') else text
                             for text, said in compare(groups, key, reference, names) if text)
                  for reference in references]
         if any(cells):
             rows.append([key[1] or '', key[0], *cells])
-    return markdown(rows)
-
-
-def markdown(rows: list[list]) -> str:
-    """A table whose first row is its head."""
-    lines = ['| ' + ' | '.join(map(str, row)) + ' |' for row in rows]
-    return '\n'.join([lines[0], '|---' * len(rows[0]) + '|', *lines[1:]])
+    return markdown(['pattern', 'method', *(f'− {name}' for name in references)], rows)
 
 
 def in_words(verdicts: dict[str, str]) -> str:
