@@ -1,6 +1,8 @@
 """mmengine's Runner, made whole on CPUs and on disk."""
 
 import atexit
+import gc
+import weakref
 from pathlib import Path
 
 import torch.distributed
@@ -20,9 +22,21 @@ _ON_DISK = ('local', 'disk')
 
 
 def _leave() -> None:
-    """End gloo's threads before the interpreter ends: one that then asks for it is aborted."""
+    """End gloo's threads before the interpreter ends: one that then asks for it is aborted.
+
+    They end with the last reference to their process group. Wrapped models hold some, and are
+    themselves held in cycles.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    gc.collect()
+
+
+def _unwrap(runner: 'weakref.ref[Runner]') -> None:
+    """Let a runner that lives to the end of its process let go of the process group."""
+    runner = runner()
+    if is_model_wrapper(getattr(runner, 'model', None)):
+        runner.model = runner.model.module
 
 
 @RUNNERS.register_module()
@@ -43,15 +57,18 @@ class WholeCheckpointRunner(Runner):
         return self.distributed and get_device() == 'cpu'
 
     def setup_env(self, env_cfg: dict) -> None:
-        if self._on_cpus and not is_distributed():
-            if self.launcher != 'pytorch':
-                raise InputError(f"launcher={self.launcher!r} needs GPUs; on CPUs use 'pytorch'")
-            torch.distributed.init_process_group('gloo')
-            atexit.register(_leave)
+        if self._on_cpus:
+            if not is_distributed():
+                if self.launcher != 'pytorch':
+                    raise InputError(f'launcher={self.launcher!r} needs GPUs; '
+                                     "on CPUs use 'pytorch'")
+                torch.distributed.init_process_group('gloo')
+                atexit.register(_leave)
+            atexit.register(_unwrap, weakref.ref(self))  # comes before what was registered before
         super().setup_env(env_cfg)
 
     def train(self) -> nn.Module:
-        """Train; processes on CPUs end together, beside :func:`_leave` a second guard."""
+        """Train; processes on CPUs end together, so that none leaves while another talks to it."""
         model = super().train()
         if self._on_cpus:
             torch.distributed.barrier()

@@ -69,6 +69,15 @@ def test_two_processes_resume(two_processes, tmp_path):
         assert_close(load_file(tmp_path / f'rank{rank}.pth'), whole, rtol=0, atol=0)
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='threads are read from /proc')
+def test_no_thread_of_the_process_group_is_left(two_processes):
+    """One that asks for an interpreter that ends is aborted, and the run with it."""
+    for rank in (0, 1):
+        threads = (two_processes / f'threads{rank}.txt').read_text().split()
+        assert threads
+        assert not [name for name in threads if 'gloo' in name]
+
+
 def test_other_launchers_need_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv('SLURM_PROCID', '0')
     with pytest.raises(ValueError, match="launcher='slurm' needs GPUs"):

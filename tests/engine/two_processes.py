@@ -1,5 +1,7 @@
 """Started twice by torch.distributed.run: trains one half of each batch, keeps what came out."""
 
+import atexit
+import os
 import sys
 from pathlib import Path
 
@@ -32,8 +34,14 @@ def weights(runner) -> dict[str, torch.Tensor]:
     return {**module.state_dict(), **effective}
 
 
-def main() -> None:
-    out = Path(sys.argv[1])
+def write_threads(out: Path) -> None:
+    """The names of this process's threads."""
+    names = [path.read_text() for path in Path('/proc/self/task').glob('*/comm')]
+    (out / f'threads{os.environ["RANK"]}.txt').write_text(''.join(names))
+
+
+def main(out: Path):
+    """The runner, which so lives until the process ends, as that of a notebook does."""
     train_norm = sys.argv[2:] == ['--train-norm']
     resume = dict(resume=True, load_from=sys.argv[2]) if sys.argv[2:] and not train_norm else {}
     runner = make_runner(out, model=model(norm_eval=not train_norm), batch_size=2,
@@ -41,8 +49,10 @@ def main() -> None:
     runner.train()
     validated = torch.as_tensor(runner.message_hub.get_scalar('val/total').data[0][-1])
     torch.save({**weights(runner), 'validated': validated}, out / f'rank{get_rank()}.pth')
-    torch.distributed.destroy_process_group()
+    return runner
 
 
 if __name__ == '__main__':
-    main()
+    folder = Path(sys.argv[1])
+    atexit.register(write_threads, folder)  # the last of all
+    kept = main(folder)
