@@ -2,7 +2,7 @@
 
 All layers but the predicting ones are sparse. Seed 0 chooses; fair.py reports other seeds. In order
 of worth; a method whose best rate is at an edge of its grid needs another rate beyond it. "Pruned
-first" starts from what tools/prune.py makes of the dense detector, and so without a ramp.
+first" (with AdamW) starts from what tools/prune.py makes of the dense detector, so without a ramp.
 """
 start = 'dense_mask_rcnn_r18.py'
 config = 'maxq_mask_rcnn_r18.py'
@@ -22,21 +22,22 @@ pruned_first = {
     'SR-STE, pruned first': plain,
     'MaxQ, pruned first': dict(everywhere, ramp=None),
 }
-optimizers = {  # settings, and a grid whose middle comes first
-    'AdamW': (dict(type='AdamW', weight_decay=1e-2), (1e-3, 2e-3, 5e-4, 4e-3, 2.5e-4)),
+optimizers = {  # settings, a grid whose middle comes first, and what starts how (images to prune)
+    'AdamW': (dict(type='AdamW', weight_decay=1e-2), (1e-3, 2e-3, 5e-4, 4e-3, 2.5e-4),
+              ((changes, None), (pruned_first, 16))),
     'SGD': (dict(type='SGD', momentum=0.9, weight_decay=1e-4),
-            (0.02, 0.04, 0.01, 0.08, 0.005, 0.0025)),
+            (0.02, 0.04, 0.01, 0.08, 0.005, 0.0025), ((changes, None), )),
 }
 methods, runs = {}, []
-for optimizer, (settings, rates) in optimizers.items():
+for optimizer, (settings, rates, groups) in optimizers.items():
     for pattern in ('1:16', '1:8'):
         for rate in rates:
             options = {f'optim_wrapper.optimizer.{key}': value
                        for key, value in dict(settings, lr=rate).items()}
-            for group, images in ((changes, None), (pruned_first, 16)):
+            for group, images in groups:
                 names = [f'{method}, {optimizer}, lr {rate:g}' for method in group]
                 methods.update(zip(names, group.values(), strict=True))
                 runs.append(dict(methods=names, patterns=[pattern], seeds=[0], options=options,
                                  pruned=images))
 del changes, pruned_first, optimizers, optimizer, settings, rates, pattern, rate, options
-del group, images, names
+del group, groups, images, names
