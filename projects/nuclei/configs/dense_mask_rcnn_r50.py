@@ -1,7 +1,4 @@
-"""Mask R-CNN R50-FPN of full width on the nuclei, dense, from scratch, in bfloat16 on CPUs.
-
-Trains on whole images of 256 px, two at a time.
-"""
+"""Mask R-CNN R50-FPN of full width on the nuclei, dense, from scratch, in bfloat16 on CPUs."""
 _base_ = './dense_mask_rcnn_r18.py'
 
 channels = 256
@@ -14,13 +11,10 @@ model = dict(
         bbox_head=dict(in_channels=channels, fc_out_channels=1024),
         mask_roi_extractor=dict(out_channels=channels),
         mask_head=dict(num_convs=4, in_channels=channels, conv_out_channels=channels)))
-train_pipeline = _base_.train_pipeline
-train_pipeline[3].update(crop_size=_base_.image_scale)
-train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 optim_wrapper = dict(type='CPUAmpOptimWrapper')
 
-max_epochs = 6
-train_cfg = dict(max_epochs=max_epochs, val_interval=3)
+max_epochs = 12
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].update(T_max=max_epochs)
 work_dir = 'work_dirs/nuclei_dense_r50'
