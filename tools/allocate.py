@@ -11,6 +11,7 @@ same CHECKPOINT, and so gives the plan of another budget at once.
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -100,16 +101,23 @@ def ramp(cfg: Config) -> dict | None:
     return dict(type='cubic', begin=0, end=end, by_epoch=by_epoch, fade=True) if end else None
 
 
-def measured(path: Path, model: nn.Module) -> Plan:
-    """The plan that --json wrote for ``model``.
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def measured(path: Path, model: nn.Module, checkpoint: Path) -> Plan:
+    """The plan that --json wrote for ``model`` with the weights of ``checkpoint``.
 
     Raises:
-        InputError: no such file, another content, or another network's.
+        InputError: no such file, another content, or another network's or checkpoint's.
     """
     if not path.is_file():
         raise cli.InputError(f'--measured: file not found: {path}')
     try:
-        plan = Plan.from_dict(json.loads(path.read_text()))
+        stored = json.loads(path.read_text())
+        plan, of = Plan.from_dict(stored), stored['checkpoint']
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise cli.InputError(f'--measured {path}: not what --json writes '
                              f'({cli.first_line(error)})') from error
@@ -120,6 +128,8 @@ def measured(path: Path, model: nn.Module) -> Plan:
         if strange:
             raise cli.InputError(f'--measured {path} is of another network: no {name} here that '
                                  f'can be {min(strange)}')
+    if of != digest(checkpoint):
+        raise cli.InputError(f'--measured {path} is of other weights than {checkpoint}')
     return plan
 
 
@@ -134,7 +144,7 @@ def main() -> None:
         plan = allocate(model, data, args.patterns, args.budget, args.cost,
                         include=args.include, exclude=args.exclude, seed=args.seed, progress=True)
     else:
-        plan = measured(args.measured, model).at(args.budget)
+        plan = measured(args.measured, model, args.checkpoint).at(args.budget)
     print(plan)
     if not any(plan.patterns.values()):
         raise cli.InputError(f'--budget {args.budget:g} leaves every layer dense: nothing to train')
@@ -147,7 +157,7 @@ def main() -> None:
     with cli.writing(args.out):
         save_text(comment + planned(cfg, plan, args.checkpoint, args.pruned).pretty_text, args.out)
     if args.json is not None:
-        cli.write_json(plan.as_dict(), args.json)
+        cli.write_json(dict(plan.as_dict(), checkpoint=digest(args.checkpoint)), args.json)
     if args.plot is not None:
         from maxq_mm.allocation.figure import draw
         from maxq_mm.engine.figure import save

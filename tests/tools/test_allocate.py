@@ -76,7 +76,9 @@ def test_measurements_refused(refuse, planned, dense, tmp_path):
     for text, named in (('{}', "not what --json writes ('distortions')"),
                         ('plan', 'not what --json writes (Expecting value'),
                         (json.dumps(plan).replace(first, 'backbone.gone'),
-                         'is of another network: no backbone.gone here that can be 1:16')):
+                         'is of another network: no backbone.gone here that can be 1:16'),
+                        (json.dumps({**plan, 'checkpoint': '0' * 64}),
+                         f'is of other weights than {dense}')):
         file = tmp_path / 'measured.json'
         file.write_text(text)
         assert named in refuse('allocate.py', DENSE, dense, tmp_path / 'plan.py', '--budget', '0.5',
