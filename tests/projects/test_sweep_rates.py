@@ -88,12 +88,12 @@ def test_names_that_say_another_rate():
 def test_grids_of_the_project():
     grids = sweep_rates.grids(sweep_runs.read_spec(SPEC))
     sparse = ('SR-STE', 'MaxQ', 'filter query', 'fading', 'STE')
-    healed = ('SR-STE, pruned first', 'MaxQ, pruned first')
+    healed = dict(AdamW=('SR-STE, pruned first', 'MaxQ, pruned first'), SGD=())
     assert [(grid.method, grid.pattern) for grid in grids] == [
-        (f'{method}, {optimizer}', pattern) for optimizer in ('AdamW', 'SGD')
+        (f'{method}, {optimizer}', pattern) for optimizer in healed
         for method, pattern in (*((method, '1:16') for method in sparse), ('dense', None),
-                                *((method, '1:16') for method in healed),
-                                *((method, '1:8') for method in sparse + healed))]
+                                *((method, '1:16') for method in healed[optimizer]),
+                                *((method, '1:8') for method in sparse + healed[optimizer]))]
     assert all(len(grid.runs) == (6 if 'SGD' in grid.method else 5) for grid in grids)
     assert {run.seed for grid in grids for runs in grid.runs.values() for run in runs} == {0}
 
