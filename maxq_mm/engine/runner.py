@@ -32,7 +32,7 @@ def _leave() -> None:
     gc.collect()
 
 
-def _unwrap(runner: 'weakref.ref[Runner]') -> None:
+def _unwrap(runner: weakref.ref[Runner]) -> None:
     """Let a runner that lives to the end of its process let go of the process group."""
     runner = runner()
     if is_model_wrapper(getattr(runner, 'model', None)):
