@@ -107,8 +107,8 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def measured(path: Path, model: nn.Module, checkpoint: Path) -> Plan:
-    """The plan that --json wrote for ``model`` with the weights of ``checkpoint``.
+def measured(path: Path, model: nn.Module, checkpoint: Path, weights: str) -> Plan:
+    """The plan that --json wrote for ``model``; ``weights`` is the digest of its ``checkpoint``.
 
     Raises:
         InputError: no such file, another content, or another network's or checkpoint's.
@@ -128,7 +128,7 @@ def measured(path: Path, model: nn.Module, checkpoint: Path) -> Plan:
         if strange:
             raise cli.InputError(f'--measured {path} is of another network: no {name} here that '
                                  f'can be {min(strange)}')
-    if of != digest(checkpoint):
+    if of != weights:
         raise cli.InputError(f'--measured {path} is of other weights than {checkpoint}')
     return plan
 
@@ -137,14 +137,14 @@ def main() -> None:
     args = parse_args()
     cli.check_device(args.device)
     cfg = cli.read_config(args)
-    checkpoint = read_dense(args.checkpoint)
+    checkpoint, weights = read_dense(args.checkpoint), digest(args.checkpoint)
     model = cli.load_model(cfg, checkpoint, args.checkpoint).to(args.device)
     data = images(cfg, args) if args.measured is None or args.pruned is not None else []
     if args.measured is None:
         plan = allocate(model, data, args.patterns, args.budget, args.cost,
                         include=args.include, exclude=args.exclude, seed=args.seed, progress=True)
     else:
-        plan = measured(args.measured, model, args.checkpoint).at(args.budget)
+        plan = measured(args.measured, model, args.checkpoint, weights).at(args.budget)
     print(plan)
     if not any(plan.patterns.values()):
         raise cli.InputError(f'--budget {args.budget:g} leaves every layer dense: nothing to train')
@@ -157,7 +157,7 @@ def main() -> None:
     with cli.writing(args.out):
         save_text(comment + planned(cfg, plan, args.checkpoint, args.pruned).pretty_text, args.out)
     if args.json is not None:
-        cli.write_json(dict(plan.as_dict(), checkpoint=digest(args.checkpoint)), args.json)
+        cli.write_json(dict(plan.as_dict(), checkpoint=weights), args.json)
     if args.plot is not None:
         from maxq_mm.allocation.figure import draw
         from maxq_mm.engine.figure import save

@@ -18,6 +18,7 @@ methods = {
     'dense, lr 1e-3': None,
     'plan': everywhere,
     'plan, pruned first': dict(everywhere, ramp=None),
+    'plan, pruned first, no queries': dict(everywhere, axes=(), ramp=None),
     'plan, fading': dict(everywhere, axes=(), ramp=dict(
         type='cubic', begin=0, end=5, by_epoch=True, fade=True)),
     'uniform': everywhere,
@@ -38,7 +39,8 @@ for seed in range(6):
         planned = dict(common, options={**rate, 'custom_hooks.0.overrides': planned_for})
         runs += [
             dict(planned, methods=['plan']),
-            dict(planned, methods=['plan, pruned first'], pruned=16),
+            dict(planned, methods=['plan, pruned first', 'plan, pruned first, no queries'],
+                 pruned=16),
             dict(planned, methods=['plan, fading']),
             dict(common, methods=['uniform, predictors dense'], options=rate),
             dict(common, methods=['uniform, pruned first'], options=rate, pruned=16)]

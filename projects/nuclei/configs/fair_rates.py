@@ -22,22 +22,25 @@ pruned_first = {
     'SR-STE, pruned first': plain,
     'MaxQ, pruned first': dict(everywhere, ramp=None),
 }
-optimizers = {  # settings, a grid whose middle comes first, and what starts how (images to prune)
-    'AdamW': (dict(type='AdamW', weight_decay=1e-2), (1e-3, 2e-3, 5e-4, 4e-3, 2.5e-4),
-              ((changes, None), (pruned_first, 16))),
+adamw = 1e-3, 2e-3, 5e-4, 4e-3, 2.5e-4  # grids, their middle first
+sgd = 0.02, 0.04, 0.01, 0.08, 0.005, 0.0025
+low = 0.00125, 6.25e-4, 3.125e-4  # dense training with SGD goes on from there
+optimizers = {  # settings, and which methods at which rates from which start (images to prune)
+    'AdamW': (dict(type='AdamW', weight_decay=1e-2),
+              ((changes, adamw, None), (pruned_first, adamw, 16))),
     'SGD': (dict(type='SGD', momentum=0.9, weight_decay=1e-4),
-            (0.02, 0.04, 0.01, 0.08, 0.005, 0.0025), ((changes, None), )),
+            ((changes, sgd, None), (dict(dense=None), low, None))),
 }
 methods, runs = {}, []
-for optimizer, (settings, rates, groups) in optimizers.items():
+for optimizer, (settings, groups) in optimizers.items():
     for pattern in ('1:16', '1:8'):
-        for rate in rates:
-            options = {f'optim_wrapper.optimizer.{key}': value
-                       for key, value in dict(settings, lr=rate).items()}
-            for group, images in groups:
+        for group, rates, images in groups:
+            for rate in rates:
+                options = {f'optim_wrapper.optimizer.{key}': value
+                           for key, value in dict(settings, lr=rate).items()}
                 names = [f'{method}, {optimizer}, lr {rate:g}' for method in group]
                 methods.update(zip(names, group.values(), strict=True))
                 runs.append(dict(methods=names, patterns=[pattern], seeds=[0], options=options,
                                  pruned=images))
-del changes, pruned_first, optimizers, optimizer, settings, rates, pattern, rate, options
-del group, groups, images, names
+del changes, pruned_first, adamw, sgd, low, optimizers, optimizer, settings, rates, pattern, rate
+del options, group, groups, images, names

@@ -8,6 +8,6 @@ methods = {
 }
 runs = [
     dict(methods=['dense'], patterns=[], seeds=[0]),
-    dict(methods=['one pattern, pruned first'], patterns=['1:8', '1:16', '1:4'], seeds=[0],
-         pruned=16),
+    dict(methods=['one pattern, pruned first'], patterns=['1:8', '1:16', '1:4', '2:4'],
+         seeds=[0], pruned=16),
 ]
