@@ -2,8 +2,7 @@
 _base_ = './maxq_mask_rcnn_r50.py'
 
 maxq = _base_.maxq
-maxq.update(
-    axes=(),  # no queries: kept weights count as they are
-    # All blocks are N:M from the start; their pruned weights count ever less, and are 0 at the end.
-    ramp=dict(type='linear', begin=0, end=7, by_epoch=True, fade=True))
+maxq.update(axes=())  # no queries: kept weights count as they are
+# All blocks are N:M from the start; their pruned weights count ever less, and are 0 at the end.
+maxq.ramp.update(fade=True)
 custom_hooks = [maxq]

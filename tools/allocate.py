@@ -94,7 +94,7 @@ def planned(cfg: Config, plan: Plan, dense: Path, pruned: Path | None = None) ->
 
 
 def ramp(cfg: Config) -> dict | None:
-    """A cubic ramp over 5/8 of the training, as in the ready configs, in which weights fade."""
+    """A cubic ramp over 5/8 of the training, in which weights fade; None if it is too short."""
     train = cfg.get('train_cfg') or {}
     by_epoch = 'max_epochs' in train
     end = train.get('max_epochs' if by_epoch else 'max_iters', 0) * 5 // 8

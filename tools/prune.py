@@ -28,7 +28,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', type=Path, help='checkpoint of the trained dense detector')
     parser.add_argument('out', type=Path, help='checkpoint to write')
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('--pattern', metavar='N:M', help='one pattern for all layers that admit it')
+    what.add_argument('--pattern', metavar='N:M', help='one pattern for all layers that admit it, '
+                      'but those that predict')
     what.add_argument('--plan', type=Path, metavar='PLAN.py',
                       help='config with a MaxQHook, such as allocate.py writes')
     parser.add_argument('--include', nargs='+', default=(), metavar='NAME',

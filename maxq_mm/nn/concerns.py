@@ -31,8 +31,9 @@ def few_weights(layers: Mapping[str, MaxQLayer]) -> list[str]:
     if not kept:
         return []
     worst = min(kept, key=kept.get)
-    return [f'{len(kept)} layers keep fewer than {_FEW_WEIGHTS} weights for each output, such as '
-            f'{worst} ({layers[worst].settings.pattern}: {kept[worst]}); consider to exclude them']
+    subject = '1 layer keeps' if len(kept) == 1 else f'{len(kept)} layers keep'
+    return [f'{subject} fewer than {_FEW_WEIGHTS} weights for each output, at worst {kept[worst]} '
+            f'({worst}, {layers[worst].settings.pattern}): consider to exclude such layers']
 
 
 def masked_already(layers: Mapping[str, MaxQLayer]) -> dict[str, MaxQLayer]:

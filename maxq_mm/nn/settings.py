@@ -58,8 +58,8 @@ class SparsitySettings(MaskSettings):
     model); ``overrides`` maps regexes, searched in the module name, to a pattern or to None for
     dense; the first that matches counts. Layers that predict (:mod:`.predictors`) stay dense
     unless ``include`` or an override names them, or ``predictors`` is True. ``ramp``:
-    ``dict(type, begin, end, by_epoch)`` of :func:`maxq_mm.dense_fraction`. ``decay``: lambda of
-    SR-STE (arXiv 2102.04010, equation 8).
+    ``dict(type, begin, end, by_epoch, fade)`` of :func:`maxq_mm.dense_fraction`. ``decay``: lambda
+    of SR-STE (arXiv 2102.04010, equation 8).
 
     Raises:
         InputError: a bad value, named.

@@ -117,13 +117,13 @@ def test_a_bare_or_prefixed_state_dict_fits(tmp_path):
 
 
 @pytest.mark.parametrize(('change', 'said'), [
-    (dict(), ['MaxQ: 1 layers keep fewer than 8 weights for each output, such as backbone.3 '
-              '(1:8: 2); consider to exclude them']),
+    (dict(), ['MaxQ: 1 layer keeps fewer than 8 weights for each output, at worst 2 (backbone.3, '
+              '1:8): consider to exclude such layers']),
     (dict(overrides={'backbone.3': '1:2'}), []), (dict(exclude=('backbone.3', )), [])])
 def test_few_weights_for_an_output_are_said(tmp_path, change, said):
     """backbone.0 keeps 9 of an output's 72 weights, backbone.3 keeps 2, or 8, of 16."""
     runner = make_runner(tmp_path, [{**HOOK, 'pattern': '1:8', **change}], epochs=2)
-    assert warnings_of(runner, 'keep fewer than') == said
+    assert warnings_of(runner, 'fewer than 8') == said
 
 
 class PastLayer(Classifier):

@@ -92,8 +92,14 @@ def test_few_weights_for_an_output(layer, pattern, kept):
         assert texts == []
     else:
         assert len(texts) == 1
-        assert f'1 layers keep fewer than 8 weights for each output, such as 0 ({pattern}: {kept}' \
-            in texts[0]
+        assert ('1 layer keeps fewer than 8 weights for each output, '
+                f'at worst {kept} (0, {pattern})') in texts[0]
+
+
+def test_of_several_layers_with_few_weights_the_worst_is_named():
+    model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 4))
+    with pytest.warns(match=r'2 layers keep fewer than 8 .* at worst 2 \(1, 1:16\)'):
+        sparsify(model, '1:16')
 
 
 def test_weights_that_are_sparse_already_are_scaled_again():

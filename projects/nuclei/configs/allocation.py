@@ -21,12 +21,11 @@ methods = {
     'plan, pruned first, no queries': dict(everywhere, axes=(), ramp=None),
     'plan, fading': dict(everywhere, axes=(), ramp=dict(
         type='cubic', begin=0, end=5, by_epoch=True, fade=True)),
-    'uniform': everywhere,
     'uniform, predictors dense': dict(include=()),
     'uniform, pruned first': dict(include=(), ramp=None),
 }
 found = Path('{{ fileDirname }}').parent / 'results/nuclei_allocation'
-runs, uniform = [], []
+runs = []
 rate = {'optim_wrapper.optimizer.lr': 1e-3}
 for seed in range(6):
     file = found / f'seed-{seed}.json'
@@ -44,8 +43,5 @@ for seed in range(6):
             dict(planned, methods=['plan, fading']),
             dict(common, methods=['uniform, predictors dense'], options=rate),
             dict(common, methods=['uniform, pruned first'], options=rate, pruned=16)]
-        uniform.append(dict(common, methods=['uniform'], options=rate))
     runs.append(dict(patterns=[], seeds=[seed], methods=['dense, lr 1e-3'], options=rate))
-runs += uniform  # what is worth least comes last
-del Path, found, file, plans, rate, common, planned, planned_for, overrides, budget, pattern
-del seed, uniform
+del Path, found, file, plans, rate, common, planned, planned_for, overrides, budget, pattern, seed

@@ -2,7 +2,7 @@
 
 All layers but the predicting ones are sparse. Seed 0 chooses; fair.py reports other seeds. In order
 of worth; a method whose best rate is at an edge of its grid needs another rate beyond it. "Pruned
-first" (with AdamW) starts from what tools/prune.py makes of the dense detector, so without a ramp.
+first" starts from what tools/prune.py makes of the dense detector, so without a ramp.
 """
 start = 'dense_mask_rcnn_r18.py'
 config = 'maxq_mask_rcnn_r18.py'
@@ -22,25 +22,27 @@ pruned_first = {
     'SR-STE, pruned first': plain,
     'MaxQ, pruned first': dict(everywhere, ramp=None),
 }
-adamw = 1e-3, 2e-3, 5e-4, 4e-3, 2.5e-4  # grids, their middle first
+adamw = 1e-3, 2e-3, 5e-4, 4e-3, 2.5e-4  # grids, what is likely first
+few = 1e-3, 2e-3, 4e-3
 sgd = 0.02, 0.04, 0.01, 0.08, 0.005, 0.0025
 low = 0.00125, 6.25e-4, 3.125e-4  # dense training with SGD goes on from there
-optimizers = {  # settings, and which methods at which rates from which start (images to prune)
-    'AdamW': (dict(type='AdamW', weight_decay=1e-2),
-              ((changes, adamw, None), (pruned_first, adamw, 16))),
-    'SGD': (dict(type='SGD', momentum=0.9, weight_decay=1e-4),
-            ((changes, sgd, None), (dict(dense=None), low, None))),
-}
+optimizers = dict(
+    AdamW=dict(type='AdamW', weight_decay=1e-2),
+    SGD=dict(type='SGD', momentum=0.9, weight_decay=1e-4))
 methods, runs = {}, []
-for optimizer, (settings, groups) in optimizers.items():
-    for pattern in ('1:16', '1:8'):
-        for group, rates, images in groups:
-            for rate in rates:
-                options = {f'optim_wrapper.optimizer.{key}': value
-                           for key, value in dict(settings, lr=rate).items()}
-                names = [f'{method}, {optimizer}, lr {rate:g}' for method in group]
-                methods.update(zip(names, group.values(), strict=True))
-                runs.append(dict(methods=names, patterns=[pattern], seeds=[0], options=options,
-                                 pruned=images))
-del changes, pruned_first, adamw, sgd, low, optimizers, optimizer, settings, rates, pattern, rate
-del options, group, groups, images, names
+for optimizer, pattern, group, rates, images in (  # images: to prune the start with
+        ('AdamW', '1:16', changes, adamw, None),
+        ('AdamW', '1:16', pruned_first, few, 16),
+        ('AdamW', '1:8', changes, adamw, None),
+        ('SGD', '1:16', changes, sgd, None),
+        ('SGD', '1:8', changes, sgd, None),
+        ('SGD', '1:8', dict(dense=None), low, None)):
+    for rate in rates:
+        options = {f'optim_wrapper.optimizer.{key}': value
+                   for key, value in dict(optimizers[optimizer], lr=rate).items()}
+        names = [f'{method}, {optimizer}, lr {rate:g}' for method in group]
+        methods.update(zip(names, group.values(), strict=True))
+        runs.append(dict(methods=names, patterns=[pattern], seeds=[0], options=options,
+                         pruned=images))
+del changes, pruned_first, adamw, few, sgd, low, optimizers, optimizer, pattern, group, rates
+del images, rate, options, names
